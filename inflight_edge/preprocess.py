@@ -1,0 +1,100 @@
+"""Frame to network input: the one place that resizes and normalises, on the workstation and on the device."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inflight_edge.errors import DataError, OptionError
+
+__all__ = ["Preprocess", "resize_bilinear"]
+
+# ITU-R BT.601 luma, what Pillow's convert("L") uses as well.
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """Constants that turn a frame into the network's input.
+
+    input_shape  (channels, height, width) of the network's input.
+    scale        multiplies the pixel value 0..255.
+    mean, std    one number for all channels or one per channel, in units of the scaled pixel; std > 0.
+
+    input = (pixel * scale - mean) / std.  Raises OptionError when a constant is out of range.
+    """
+
+    input_shape: tuple[int, int, int]
+    scale: float = 1.0 / 255.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        if len(self.input_shape) != 3 or any(size < 1 for size in self.input_shape):
+            raise OptionError(f"input shape: expected (channels, height, width), each at least 1, got {self.input_shape}")
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise OptionError(f"scale: expected a number > 0 such as 1/255, got {self.scale}")
+        channels = self.input_shape[0]
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, channels):
+                raise OptionError(f"{name}: expected 1 or {channels} numbers (one per channel), got {len(values)}")
+            if not all(math.isfinite(value) for value in values):
+                raise OptionError(f"{name}: expected finite numbers, got {values}")
+        if not all(value > 0 for value in self.std):
+            raise OptionError(f"std: expected numbers > 0, got {self.std}")
+
+    def pixels(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Fit a frame to the network's channels and size, still in pixel units.
+
+        frame: (H, W) or (H, W, channels) uint8.  Grey becomes equal channels; RGB becomes BT.601 luma for a
+        one-channel network.  Bilinear, half-pixel centres, no antialiasing, not rounded.
+        Returns (channels, height, width) float32 in 0..255.  Raises DataError for another dtype or shape.
+        """
+        if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8:
+            kind = frame.dtype if isinstance(frame, np.ndarray) else type(frame).__name__
+            raise DataError(f"frame: expected a uint8 array, got {kind}; convert it to 8-bit pixels 0..255")
+        if frame.ndim not in (2, 3) or 0 in frame.shape:
+            raise DataError(f"frame: expected shape (H, W) or (H, W, channels), got {frame.shape}")
+        channels, height, width = self.input_shape
+        image = frame[:, :, None] if frame.ndim == 2 else frame
+        planes = image.astype(np.float32)
+        if planes.shape[2] != channels:
+            if planes.shape[2] == 1:
+                planes = np.repeat(planes, channels, axis=2)
+            elif planes.shape[2] == 3 and channels == 1:
+                planes = (planes @ _LUMA)[:, :, None]
+            else:
+                raise DataError(f"frame: expected {channels} channels, got shape {frame.shape}; the network has {channels}")
+        return np.ascontiguousarray(resize_bilinear(planes, height, width).transpose(2, 0, 1))
+
+    def normalise(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Pixel units to the network's input.  pixels: (..., channels, height, width) float32 in 0..255."""
+        mean = np.asarray(self.mean, dtype=np.float32)[:, None, None]
+        std = np.asarray(self.std, dtype=np.float32)[:, None, None]
+        return (pixels * np.float32(self.scale) - mean) / std
+
+    def __call__(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Frame to network input: (channels, height, width) float32.  See ``pixels`` for the frame."""
+        return self.normalise(self.pixels(frame))
+
+
+def resize_bilinear(image: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    """Resize (H, W, channels) float32 to (height, width, channels): half-pixel centres, edges clamped.
+
+    The convention of torch's interpolate(mode="bilinear", align_corners=False, antialias=False).
+    """
+    for axis, size in ((0, height), (1, width)):
+        length = image.shape[axis]
+        if length == size:
+            continue
+        position = np.clip((np.arange(size) + 0.5) * (length / size) - 0.5, 0, length - 1)
+        low = np.minimum(position.astype(np.int64), length - 1)
+        high = np.minimum(low + 1, length - 1)
+        shape = (size, 1, 1) if axis == 0 else (1, size, 1)
+        weight = (position - low).astype(np.float32).reshape(shape)
+        lower, upper = np.take(image, low, axis=axis), np.take(image, high, axis=axis)
+        image = lower + (upper - lower) * weight
+    return image
