@@ -1,0 +1,79 @@
+/* The arithmetic of the scorers, once, for C and CUDA: the twins own only loops, memory and reductions. */
+#ifndef INFLIGHT_SCORE_MATH_H
+#define INFLIGHT_SCORE_MATH_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __CUDACC__
+#define IFE_MATH static __host__ __device__ __forceinline__
+#else
+#define IFE_MATH static inline
+#endif
+
+/* Bits of |x|: >= IFE_NONFINITE_BITS exactly for NaN and infinities, whatever the compiler assumes about NaN. */
+#define IFE_NONFINITE_BITS 0x7f800000u
+
+IFE_MATH uint32_t ife_magnitude_bits(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits & 0x7fffffffu;
+}
+
+/* Not folded into the whitener: x - mean is exact where x is near the mean, x * a - b is not. */
+IFE_MATH float ife_standardise(float x, float mean, float scale) {
+    return (x - mean) / scale;
+}
+
+/* Centred square: the expanded form loses all digits where |z| is large against the deviation. */
+IFE_MATH float ife_diagonal_term(float z, float mean, float inverse_deviation) {
+    const float y = (z - mean) * inverse_deviation;
+    return y * y;
+}
+
+IFE_MATH float ife_distance_term(float y, float centre) {
+    const float difference = y - centre;
+    return difference * difference;
+}
+
+/* Start of a row in a packed lower triangle; row r has r + 1 entries. */
+IFE_MATH size_t ife_packed_row(size_t row) {
+    return row * (row + 1) / 2;
+}
+
+/*
+ * Log-likelihood of one component from its squared distance.  Finite features with a NaN distance mean that
+ * infinities cancelled on the way: an overflow, hence -INFINITY like any other.
+ */
+IFE_MATH float ife_component(float constant, float squared_distance) {
+    return squared_distance < INFINITY ? constant - 0.5f * squared_distance : -INFINITY;
+}
+
+/* Partial log-sum-exp: max + log(sum).  Empty is {-INFINITY, 0}; one term t is {t, 1}. */
+typedef struct {
+    float max;
+    float sum;
+} ife_lse;
+
+/*
+ * Empty partials and terms of -INFINITY drop out before any subtraction: -INF - -INF would be NaN.
+ * A NaN in either partial makes the result NaN.  One term alone stays exact: log(1) = 0.
+ */
+IFE_MATH ife_lse ife_lse_merge(ife_lse a, ife_lse b) {
+    if (b.max == -INFINITY) return a;
+    if (a.max == -INFINITY) return b;
+    if (a.max >= b.max) {
+        a.sum += b.sum * expf(b.max - a.max);
+        return a;
+    }
+    b.sum += a.sum * expf(a.max - b.max);
+    return b;
+}
+
+IFE_MATH float ife_lse_value(ife_lse lse) {
+    return lse.max == -INFINITY ? -INFINITY : lse.max + logf(lse.sum);
+}
+
+#endif

@@ -1,0 +1,135 @@
+"""Scorer: checks once, chooses a backend, and gives a guard's log-likelihoods of a frame without allocating."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+
+from inflight_edge._optional import require
+from inflight_edge.errors import DependencyError, OptionError, ScoreError
+from inflight_edge.guard import FloatArray, Guard
+from inflight_edge.scoring.parameters import prepare
+from inflight_edge.scoring.reference import log_likelihoods
+
+__all__ = ["Backend", "Scorer", "available_backends"]
+
+Backend = Literal["auto", "cpu", "reference"]
+
+
+class Scorer:
+    """Log-likelihoods of feature vectors under the class densities of one guard.
+
+    guard       what the frames are judged by.
+    backend     ``cpu``: the C extension, float32; ``reference``: float64 NumPy, the definition, slow;
+                ``auto``: the fastest native one, ``cpu``; never the reference behind the caller's back.
+                The attribute holds the one chosen.
+    n_features  D, the length of a feature vector.
+    n_rows      R, the number of density rows.
+
+    Any number of threads may call one Scorer.  A frame with a NaN or infinite feature scores NaN in every row.
+    Raises OptionError for an unknown backend and DependencyError when the chosen one cannot run here.
+    """
+
+    def __init__(self, guard: Guard, *, backend: Backend = "auto") -> None:
+        if backend not in get_args(Backend):
+            raise OptionError(f"backend: expected one of {', '.join(get_args(Backend))}, got {backend!r}")
+        self.guard = guard
+        self.backend: str = "cpu" if backend == "auto" else backend
+        self.n_features = guard.n_features
+        self.n_rows = int(guard.classes.shape[0])
+        self._native: _Backend = _cpu_backend(guard) if self.backend == "cpu" else _ReferenceBackend(guard)
+
+    def score_into(self, features: FloatArray, out: FloatArray) -> None:
+        """Write the log-likelihoods of one frame.
+
+        features: (D,) float32, not standardised, may be read-only.  out: (R,) float32, nats, one per density row.
+        Both C-contiguous.  With the backend ``cpu`` nothing is allocated and the GIL is released.
+        Raises ScoreError when an array does not fit; out is untouched then.
+        """
+        if not self._native.score_into(features, out):
+            raise ScoreError(
+                _mismatch("features", features, (self.n_features,))
+                or _mismatch("out", out, (self.n_rows,), writeable=True)
+                or _REFUSED
+            )
+
+    def score(self, features: FloatArray) -> FloatArray:
+        """Log-likelihoods of one frame: (D,) float32 C-contiguous -> (R,) float32 nats.  Raises ScoreError."""
+        out = np.empty(self.n_rows, np.float32)
+        self.score_into(features, out)
+        return out
+
+    def score_batch(self, features: FloatArray) -> FloatArray:
+        """Log-likelihoods of N >= 0 frames: (N, D) float32 C-contiguous -> (N, R) float32 nats.
+
+        Each frame scores as it would alone.  Raises ScoreError.
+        """
+        mismatch = _mismatch("features", features, (None, self.n_features))
+        if mismatch:
+            raise ScoreError(mismatch)
+        out = np.empty((features.shape[0], self.n_rows), np.float32)
+        if not self._native.score_batch_into(features, out):
+            raise ScoreError(_REFUSED)
+        return out
+
+
+def available_backends() -> tuple[str, ...]:
+    """Backends that can run on this machine, fastest first: ``cpu`` if its extension is there, ``reference`` always."""
+    try:
+        require(_EXTENSION, _REMEDY)
+    except DependencyError:
+        return ("reference",)
+    return ("cpu", "reference")
+
+
+_EXTENSION = "inflight_edge.scoring._cpu"
+_REMEDY = 'build it with "pip install -e ." (needs a C compiler) or choose backend="reference"'
+_REFUSED = "guard: expected parameters that the C interface accepts, got others; build the guard again"
+
+
+class _Backend(Protocol):
+    """Both methods return False, and write nothing, when an array does not fit."""
+
+    def score_into(self, features: FloatArray, out: FloatArray) -> bool:
+        """(D,) -> (R,)."""
+
+    def score_batch_into(self, features: FloatArray, out: FloatArray) -> bool:
+        """(N, D) -> (N, R)."""
+
+
+class _ReferenceBackend:
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+
+    def score_into(self, features: FloatArray, out: FloatArray) -> bool:
+        shapes = (self._guard.n_features,), (self._guard.classes.shape[0],)
+        if _mismatch("features", features, shapes[0]) or _mismatch("out", out, shapes[1], writeable=True):
+            return False
+        return self.score_batch_into(features[None], out[None])
+
+    def score_batch_into(self, features: FloatArray, out: FloatArray) -> bool:
+        with np.errstate(over="ignore"):  # a log-likelihood below the range of float32 is -inf
+            out[...] = log_likelihoods(self._guard, features)
+        return True
+
+
+def _cpu_backend(guard: Guard) -> _Backend:
+    backend: _Backend = require(_EXTENSION, _REMEDY).CpuBackend(prepare(guard))
+    return backend
+
+
+def _mismatch(name: str, array: object, shape: tuple[int | None, ...], *, writeable: bool = False) -> str | None:
+    """What keeps an array from being an aligned C-contiguous float32 array of that shape (None: any length)."""
+    wanted = f"({', '.join('N' if size is None else str(size) for size in shape)}{',' if len(shape) == 1 else ''})"
+    if not isinstance(array, np.ndarray):
+        return f"{name}: expected a float32 NumPy array of shape {wanted}, got {type(array).__name__}"
+    if array.dtype != np.float32:
+        return f"{name}: expected dtype float32, got {array.dtype}; pass {name}.astype(numpy.float32)"
+    if array.ndim != len(shape) or any(want not in (None, got) for want, got in zip(shape, array.shape, strict=True)):
+        return f"{name}: expected shape {wanted}, got {array.shape}; the guard was made for other features or classes"
+    if not array.flags.c_contiguous or not array.flags.aligned:
+        return f"{name}: expected a C-contiguous aligned array, got strides {array.strides}; pass {name}.copy()"
+    if writeable and not array.flags.writeable:
+        return f"{name}: expected a writeable array, got a read-only one"
+    return None
