@@ -55,7 +55,7 @@ def component_constants(guard: Guard) -> Float64Array:
     log weight - D/2 log(2 pi) + sum of log diag(W), the last being half the log determinant of the precision.
     """
     log_determinants = np.log(_diagonals(guard).astype(np.float64)).sum(axis=1)
-    constants: Float64Array = guard.log_weights - 0.5 * guard.n_features * LOG_2PI + log_determinants
+    constants: Float64Array = guard.log_weights.astype(np.float64) - 0.5 * guard.n_features * LOG_2PI + log_determinants
     return constants
 
 
