@@ -12,7 +12,8 @@ FLAGS = ["-O3", "-std=c11", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-
 scorer = Extension(
     "inflight_edge.scoring._cpu",
     sources=["inflight_edge/scoring/_cpu.pyx", "csrc/score_cpu.c"],
-    depends=["csrc/inflight.h", "csrc/score_math.h"],
+    # The .pyx too: setuptools puts what is listed here into the sdist, and by itself only the generated .c.
+    depends=["inflight_edge/scoring/_cpu.pyx", "csrc/inflight.h", "csrc/score_math.h"],
     include_dirs=["csrc", numpy.get_include()],
     define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
     extra_compile_args=[] if platform.system() == "Windows" else FLAGS,
