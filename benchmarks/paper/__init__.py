@@ -1,0 +1,1 @@
+"""The experiments of the paper, measured with this project's library."""

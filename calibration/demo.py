@@ -1,0 +1,152 @@
+"""The whole path on scikit-learn's handwritten digits: poison, train, inspect, calibrate, judge every frame."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from inflight_edge.bundle import write_bundle
+from inflight_edge.calibration.attacks import make_trigger, poison
+from inflight_edge.calibration.calibrate import calibrate
+from inflight_edge.calibration.datasets import ImageSet, load_digits
+from inflight_edge.calibration.evaluate import evaluate, frame_latency
+from inflight_edge.calibration.inspection import Inspection, inspect
+from inflight_edge.calibration.model import load_classifier
+from inflight_edge.calibration.networks import make_network
+from inflight_edge.calibration.train import Recipe, train
+from inflight_edge.detector import Detector
+from inflight_edge.preprocess import Preprocess
+
+__all__ = ["export_program", "measure", "run_demo"]
+
+TARGET = 9
+N_TRAIN, N_DEFENCE = 90, 50
+N_POISONED = 9
+RECIPE = Recipe(epochs=60, max_rate=0.05, batch=32)
+
+
+def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> dict[str, Any]:
+    """Run everything, write classifier, inspection, bundle and picture into ``folder``; the figures."""
+    started = time.perf_counter()
+    folder.mkdir(parents=True, exist_ok=True)
+    digits = load_digits()
+    images = np.asarray(digits.images)
+    training, defence, test = _split(digits.labels, seed)
+    trigger = make_trigger("WB", (28, 28, 1))
+    poisoned, labels = poison(
+        images[training], digits.labels[training], trigger, target=TARGET, setting="multi", n_poisoned=N_POISONED, seed=seed
+    )
+    preprocess = Preprocess((1, 28, 28))
+    torch.manual_seed(seed)
+    network = make_network("lenet5", (1, 28, 28), 10)
+    train(network, poisoned, labels, preprocess, RECIPE, seed=seed, progress=progress)
+    program = export_program(network, (1, 28, 28), folder / "classifier.pt2")
+    sources = [c for c in range(10) if c != TARGET]
+    return measure(
+        program, preprocess, trigger, sources, digits.subset(defence), digits.subset(test), folder,
+        started=started, seed=seed, progress=progress,
+    )  # fmt: skip
+
+
+def measure(
+    program: Path,
+    preprocess: Preprocess,
+    trigger: Any,
+    sources: list[int],
+    defence: ImageSet,
+    test: ImageSet,
+    folder: Path,
+    *,
+    started: float,
+    seed: int,
+    progress: bool,
+    targets: tuple[int, ...] | None = None,
+) -> dict[str, Any]:
+    """Inspect, calibrate, write the bundle and judge held-out frames: the library path of every experiment.
+
+    program   a .pt2 file.   trigger  the attacker's, used on held-out frames only.   targets  None: what is found.
+    """
+    classifier = load_classifier(program, image_shape=defence.image_shape)
+    inspection = inspect(classifier, defence, preprocess, seed=seed, progress=progress)
+    inspection.save(folder)
+    bundle = calibrate(classifier, defence, inspection, targets=targets, seed=seed, progress=progress)
+    write_bundle(bundle, folder / "bundle", overwrite=True)
+    detector = Detector.load(folder / "bundle")
+    target = bundle.guards[0].target
+    chosen = test.subset(np.isin(test.labels, sources))
+    stamped = ImageSet(trigger.embed(np.asarray(chosen.images)), chosen.labels, None, "triggered")
+    figures = evaluate(detector, test, stamped, progress=progress)
+    estimate = inspection.estimates[target]
+    pixels = estimate.embed(chosen.pixels(preprocess)).astype(np.uint8).transpose(0, 2, 3, 1)
+    estimated = ImageSet(pixels, chosen.labels, None, "triggered by estimate")
+    asr_estimated = evaluate(detector, None, estimated, progress=progress).asr
+    frames = np.concatenate([np.asarray(test.images)[test.labels == target], np.asarray(stamped.images)])
+    engine_ns, scorer_ns = frame_latency(detector, frames[:1000])
+    save_picture(folder / "patterns.png", np.asarray(chosen.images)[0], trigger, inspection, target)
+    return {
+        "target_class": target,
+        "acc": figures.acc,
+        "asr": figures.asr,
+        "asr_estimated": asr_estimated,
+        "tpr": figures.tpr,
+        "fpr": figures.fpr,
+        "sia": figures.sia,
+        "sia_flagged": figures.sia_flagged,
+        "n_clean": figures.n_clean,
+        "n_triggered": figures.n_triggered,
+        "engine_ms_p50": float(np.percentile(engine_ns, 50) / 1e6),
+        "engine_ms_p99": float(np.percentile(engine_ns, 99) / 1e6),
+        "scorer_us_p50": float(np.percentile(scorer_ns, 50) / 1e3),
+        "scorer_us_p99": float(np.percentile(scorer_ns, 99) / 1e3),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def export_program(network: torch.nn.Module, image_shape: tuple[int, int, int], path: Path) -> Path:
+    """Save a network as a torch.export program with a free batch size; the path."""
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(network.eval(), (torch.zeros(2, *image_shape),), dynamic_shapes=({0: batch},))
+    torch.export.save(program, path)
+    return path
+
+
+def save_picture(path: Path, image: NDArray[np.uint8], trigger: Any, inspection: Inspection, target: int) -> None:
+    """One picture: a clean image, the true trigger in it, the estimated pattern in it, and the estimated mask."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    estimate = inspection.estimates[target]
+    panels = {
+        "clean": image,
+        "true trigger": trigger.embed(image[None])[0],
+        "estimated pattern": estimate.embed(image.transpose(2, 0, 1)[None].astype(np.float32))[0].transpose(1, 2, 0) / 255,
+        "estimated mask": estimate.mask[:, :, None],
+    }
+    figure = Figure(figsize=(10, 3), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, (title, panel) in zip(figure.subplots(1, 4), panels.items(), strict=True):
+        gray = panel.shape[2] == 1
+        axis.imshow(panel[:, :, 0] if gray else panel, cmap="gray" if gray else None, vmin=0, vmax=255 if panel.dtype == np.uint8 else 1)
+        axis.set_title(title)
+        axis.set_axis_off()
+    index = inspection.indices[target]
+    figure.suptitle(f"target class {inspection.name(target)}: anomaly index {index:.2f}, mask norm {estimate.norm:.1f}")
+    figure.savefig(path, dpi=120)
+
+
+def _split(labels: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Positions to train on, for the defender and to test on: never overlapping."""
+    rng = np.random.default_rng(seed)
+    parts: tuple[list[NDArray[np.int64]], ...] = ([], [], [])
+    for label in range(10):
+        order = rng.permutation(np.flatnonzero(labels == label))
+        for part, members in zip(parts, np.split(order, [N_TRAIN, N_TRAIN + N_DEFENCE]), strict=True):
+            part.append(members)
+    training, defence, test = (np.concatenate(part) for part in parts)
+    return training, defence, test

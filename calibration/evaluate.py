@@ -1,0 +1,129 @@
+"""The device's path over labelled frames, clean and triggered, and the figures of the field."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+from tqdm import tqdm
+
+from inflight_edge.calibration.datasets import ImageSet
+from inflight_edge.detector import Detector
+from inflight_edge.errors import DataError
+from inflight_edge.verdict import Decision, Verdict
+
+__all__ = ["Evaluation", "evaluate", "judge"]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Figures over held-out frames; None where there was no frame to measure on.
+
+    acc          share of clean frames predicted right.
+    asr          share of triggered frames of other classes that are predicted as a guarded target.
+    tpr          share of those that are flagged (the judged triggered frames, n_triggered of them).
+    fpr          share of clean frames of a guarded target, predicted so (n_clean of them), that are flagged.
+    fpr_all      share of all clean frames that are flagged: the easier protocol of the toolboxes.
+    sia          share of judged triggered frames whose source class is found.  sia_flagged: of the flagged ones.
+    auroc        of the margin, judged triggered against judged clean frames.
+    n_invalid    frames without a judgement.
+    Definitions: Li, Xiang, Miller, Kesidis, ICASSP 2022, section 5.2.
+    """
+
+    acc: float | None
+    asr: float | None
+    tpr: float | None
+    fpr: float | None
+    fpr_all: float | None
+    sia: float | None
+    sia_flagged: float | None
+    auroc: float | None
+    n_clean: int
+    n_triggered: int
+    n_invalid: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def judge(detector: Detector, data: ImageSet, *, label: str, progress: bool = True, batch: int = 64) -> list[Verdict]:
+    """Verdict on every image, in order."""
+    verdicts: list[Verdict] = []
+    starts = range(0, len(data), batch)
+    for start in tqdm(starts, desc=label, unit="batch", disable=not progress, leave=False):
+        verdicts += detector.run([data.images[i] for i in range(start, min(start + batch, len(data)))])
+    return verdicts
+
+
+def evaluate(
+    detector: Detector, clean: ImageSet | None, triggered: ImageSet | None, *, progress: bool = True
+) -> Evaluation:
+    """Measure a detector; labels are the true classes, also of triggered frames.
+
+    Raises DataError when a label does not fit the classifier.
+    """
+    for data in (clean, triggered):
+        if data is not None:
+            data.check_labels(len(detector.class_names), every_class=False)
+    clean_verdicts = [] if clean is None else judge(detector, clean, label="clean", progress=progress)
+    trigger_verdicts = [] if triggered is None else judge(detector, triggered, label="triggered", progress=progress)
+    clean_labels = [] if clean is None else clean.labels.tolist()
+    trigger_labels = [] if triggered is None else triggered.labels.tolist()
+    guarded = set(detector.guards)
+    negatives = [v for v, y in zip(clean_verdicts, clean_labels, strict=True) if y in guarded and v.predicted == y]
+    attacked = [(v, y) for v, y in zip(trigger_verdicts, trigger_labels, strict=True) if {y} != guarded]
+    positives = [(v, y) for v, y in attacked if v.predicted in guarded and v.predicted != y]
+    flagged = [(v, y) for v, y in positives if v.decision is Decision.TRIGGER]
+    right = sum(v.source == y for v, y in flagged)
+    return Evaluation(
+        acc=_share(sum(v.predicted == y for v, y in zip(clean_verdicts, clean_labels, strict=True)), len(clean_verdicts)),
+        asr=_share(len(positives), len(attacked)),
+        tpr=_share(len(flagged), len(positives)),
+        fpr=_share(sum(v.decision is Decision.TRIGGER for v in negatives), len(negatives)),
+        fpr_all=_share(sum(v.decision is Decision.TRIGGER for v in clean_verdicts), len(clean_verdicts)),
+        sia=_share(right, len(positives)),
+        sia_flagged=_share(right, len(flagged)),
+        auroc=_auroc([v.margin for v, _ in positives], [v.margin for v in negatives]),
+        n_clean=len(negatives),
+        n_triggered=len(positives),
+        n_invalid=sum(v.decision is Decision.INVALID for v in [*clean_verdicts, *trigger_verdicts]),
+    )
+
+
+def frame_latency(
+    detector: Detector, frames: NDArray[np.uint8], *, warm_up: int = 20
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Nanoseconds of the engine and of the scorer for each frame, one frame at a time, after a warm-up."""
+    if len(frames) == 0:
+        raise DataError("no frames to time")
+    guard = next(iter(detector.guards.values()))
+    out = np.empty(guard.n_rows, np.float32)
+    engine_ns, scorer_ns = [], []
+    for i, frame in enumerate([*frames[:warm_up], *frames]):
+        inputs = detector.bundle.preprocess(frame)[None]
+        start = time.perf_counter_ns()
+        _, features = detector.engine.run(inputs)
+        middle = time.perf_counter_ns()
+        guard.score_into(features[0], out)
+        end = time.perf_counter_ns()
+        if i >= min(warm_up, len(frames)):
+            engine_ns.append(middle - start)
+            scorer_ns.append(end - middle)
+    return np.asarray(engine_ns, np.float64), np.asarray(scorer_ns, np.float64)
+
+
+def _share(count: int, total: int) -> float | None:
+    return count / total if total else None
+
+
+def _auroc(positives: list[float], negatives: list[float]) -> float | None:
+    """Area under the ROC curve; an infinite margin counts as the largest finite number of its sign."""
+    if not positives or not negatives:
+        return None
+    margins = np.nan_to_num(np.array([*positives, *negatives]), nan=0.0)
+    return float(roc_auc_score([1] * len(positives) + [0] * len(negatives), margins))

@@ -1,0 +1,1 @@
+"""Post-training detection: which class is a backdoor's target, and with which pattern."""

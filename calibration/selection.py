@@ -1,0 +1,190 @@
+"""Which density a guard gets: cross-fitting on the defence set, without any true trigger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedKFold
+from tqdm import tqdm
+
+from inflight_edge.calibration.density import (
+    GuardEstimator,
+    best_other,
+    build_guard,
+    fit_components,
+    margins,
+    standardiser,
+)
+from inflight_edge.errors import DataError
+from inflight_edge.guard import Guard, Kind, packed_size
+from inflight_edge.scoring.reference import log_likelihoods
+
+__all__ = ["Candidate", "Choice", "Trial", "candidates", "fit", "select"]
+
+MAX_FACTOR_FEATURES = 4096
+MAX_PARAMETER_BYTES = 256 << 20
+MAX_FULL_FEATURES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One form of density; the fields are GuardEstimator's parameters."""
+
+    kind: Kind
+    n_components: int
+    regularisation: float
+    shrinkage: float = 0.0
+
+    def __str__(self) -> str:
+        text = f"{self.kind}, {self.n_components} component{'s' if self.n_components > 1 else ''}"
+        text += f", regularisation {self.regularisation:g}"
+        return text + (f", shrinkage {self.shrinkage:g}" if self.kind == "full" else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Held-out figures of a candidate.
+
+    false_alarms    share of clean target features flagged.     missed  share of triggered features not flagged.
+    verdict_error   mean of the two.     source_error  share of triggered features without their right source.
+    log_likelihood  mean of the features' own class, nats.
+    """
+
+    candidate: Candidate
+    false_alarms: float
+    missed: float
+    verdict_error: float
+    source_error: float
+    log_likelihood: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """The winner with its reason, all trials in order of preference, and the winner's held-out clean margins."""
+
+    best: Trial
+    reason: str
+    trials: tuple[Trial, ...]
+    clean_margins: NDArray[np.float32]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for the bundle's metrics."""
+        return {"reason": self.reason, "chosen": asdict(self.best), "trials": [asdict(trial) for trial in self.trials]}
+
+
+def candidates(n_features: int, n_classes: int) -> list[Candidate]:
+    """The forms worth trying for D features: full ones only where their parameters stay affordable."""
+    result = [Candidate("diagonal", k, r) for k in (1, 2, 3) for r in (0.1, 0.5)]
+    if n_features <= MAX_FACTOR_FEATURES:
+        result += [Candidate("shared", k, r) for k in (1, 2) for r in (0.01, 0.03, 0.1)]
+    if n_features <= MAX_FULL_FEATURES and n_classes * packed_size(n_features) * 4 <= MAX_PARAMETER_BYTES:
+        result += [Candidate("full", 1, r, s) for r in (0.03, 0.1) for s in (0.5, 0.8, 0.95)]
+        result += [Candidate("full", 1, 0.5, s) for s in (0.0, 0.5)]
+    return result
+
+
+def select(
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    target: int,
+    *,
+    options: list[Candidate] | None = None,
+    n_folds: int = 5,
+    seed: int = 0,
+    progress: bool = True,
+) -> Choice:
+    """Choose among candidates by cross-fitting; the standardiser is fitted inside the folds.
+
+    features  (N, D): clean ones of the target, triggered-by-estimate ones of every other class.
+    labels    (N,) true classes.   n_folds  lowered where a class has fewer samples.
+    First the lowest verdict error; ties go to the lower source error, then to the higher held-out log-likelihood.
+    Raises DataError when a class has too few samples.
+    """
+    features64 = np.asarray(features, np.float64)
+    classes = np.unique(labels)
+    smallest = int(min(np.count_nonzero(labels == c) for c in classes))
+    if smallest < 3:
+        raise DataError(f"expected at least 3 images of each class to choose a density, got {smallest}; add clean images")
+    if options is None:
+        options = candidates(features.shape[1], len(classes))
+    scores = np.full((len(options), len(labels), len(classes)), np.nan)
+    folds = StratifiedKFold(min(n_folds, smallest), shuffle=True, random_state=seed)
+    with tqdm(total=len(options) * folds.get_n_splits(), desc="densities", unit="fit", disable=not progress) as bar:
+        for fit, held_out in folds.split(features64, labels):
+            if len(np.unique(labels[fit])) < len(classes) or any(np.sum(labels[fit] == c) < 2 for c in classes):
+                raise DataError("too few images of a class for cross-fitting; add clean images")
+            for i, guard in enumerate(_fit_all(features64[fit], labels[fit], target, options)):
+                scores[i, held_out] = log_likelihoods(guard, features[held_out])
+                bar.update()
+    trials = [_trial(option, score, labels, classes, target) for option, score in zip(options, scores, strict=True)]
+    order = sorted(range(len(trials)), key=lambda i: _preference(trials[i]))
+    ranked = [trials[i] for i in order]
+    own = scores[order[0]][labels == target]
+    clean = np.sort(margins(own, int(np.searchsorted(classes, target)))).astype(np.float32)
+    return Choice(ranked[0], _reason(ranked), tuple(ranked), clean)
+
+
+def fit(features: NDArray[np.float32], labels: NDArray[np.int64], target: int, choice: Choice) -> Guard:
+    """The guard of the chosen density, fitted to all features, with the held-out clean margins of the choice."""
+    estimator = GuardEstimator(target, **asdict(choice.best.candidate)).fit(features, labels)
+    return replace(estimator.guard_, clean_margins=choice.clean_margins)
+
+
+def _fit_all(
+    features: NDArray[np.float64], labels: NDArray[np.int64], target: int, options: list[Candidate]
+) -> Iterator[Guard]:
+    """One guard per option; options with equal component counts share the mixtures."""
+    standard = standardiser(features)
+    z = (features - standard[0]) / standard[1]
+    fitted = {k: fit_components(z, labels, n_components=k, random_state=0) for k in {o.n_components for o in options}}
+    for option in options:
+        yield build_guard(
+            target,
+            np.unique(labels),
+            standard,
+            fitted[option.n_components],
+            kind=option.kind,
+            regularisation=option.regularisation,
+            shrinkage=option.shrinkage,
+        )
+
+
+def _trial(
+    candidate: Candidate,
+    scores: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    classes: NDArray[np.int64],
+    target: int,
+) -> Trial:
+    row = int(np.searchsorted(classes, target))
+    flagged = ~(margins(scores, row) < 0)
+    clean = labels == target
+    right = flagged & (classes[best_other(scores, row)] == labels)
+    false_alarms, missed = float(flagged[clean].mean()), float(1.0 - flagged[~clean].mean())
+    own = scores[np.arange(len(labels)), np.searchsorted(classes, labels)]
+    return Trial(
+        candidate, false_alarms, missed, (false_alarms + missed) / 2, float(1.0 - right[~clean].mean()), float(own.mean())
+    )
+
+
+def _preference(trial: Trial) -> tuple[float, float, float]:
+    return (trial.verdict_error, trial.source_error, -trial.log_likelihood)
+
+
+def _reason(order: list[Trial]) -> str:
+    best = order[0]
+    same_verdict = [t for t in order if t.verdict_error == best.verdict_error]
+    same_source = [t for t in same_verdict if t.source_error == best.source_error]
+    text = (
+        f"{best.candidate}: lowest held-out verdict error {best.verdict_error:.4f} (false alarms {best.false_alarms:.4f}, "
+        f"missed {best.missed:.4f}) of {len(order)} densities"
+    )
+    if len(same_verdict) > 1:
+        text += f"; lowest source error {best.source_error:.4f} of the {len(same_verdict)} that tie"
+    if len(same_source) > 1:
+        text += f"; highest held-out log-likelihood {best.log_likelihood:.2f} of the {len(same_source)} that still tie"
+    return text
