@@ -65,7 +65,9 @@ def calibrate(
         guards.append(fit(features[used], data.labels[used], target, choice))
         choices.append(choice)
         successes.append(success)
-        frames.extend((triggered[data.labels == target][:2], triggered[data.labels != target][:: max(1, len(pixels) // 4)]))
+        frames.extend(
+            (triggered[data.labels == target][:2], triggered[data.labels != target][:: max(1, len(pixels) // 4)])
+        )
     model = export_onnx(classifier)
     sample = np.linspace(0, len(pixels) - 1, min(len(pixels), 64)).astype(int)
     parity = check_parity(classifier, model, preprocess.normalise(pixels[sample]))

@@ -81,10 +81,10 @@ class ImageSet:
             )
 
 
-def load_images(path: str | Path, *, channels: int | None = None) -> ImageSet:
+def load_images(path: str | Path, *, channels: int = 3) -> ImageSet:
     """Read a folder with one sub-folder per class, or an .npz with `images` and `labels`.
 
-    channels  channel count wanted from image files (1, 3 or 4); None takes colour, or grey where all files are grey.
+    channels  channel count wanted from image files: 1, 3 or 4.
     Sub-folders are classes in alphabetical order; when all names are integers they are the class indices themselves.
     Raises DataError.
     """
@@ -103,16 +103,22 @@ def _load_npz(path: Path) -> ImageSet:
         with np.load(path, allow_pickle=False) as archive:
             missing = {"images", "labels"} - set(archive.files)
             if missing:
-                raise DataError(f"{path}: array {sorted(missing)[0]!r} is missing; found {', '.join(archive.files) or 'none'}")
+                raise DataError(
+                    f"{path}: array {sorted(missing)[0]!r} is missing; found {', '.join(archive.files) or 'none'}"
+                )
             images, labels = archive["images"], archive["labels"]
     except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path}: not a readable .npz ({error}); write it with numpy.savez(images=..., labels=...)") from error
+        raise DataError(
+            f"{path}: not a readable .npz ({error}); write it with numpy.savez(images=..., labels=...)"
+        ) from error
     if images.dtype != np.uint8:
         raise DataError(f"{path}: images: expected dtype uint8 (pixels 0..255), got {images.dtype}")
     if images.ndim not in (3, 4):
         raise DataError(f"{path}: images: expected shape (N, H, W, channels) or (N, H, W), got {images.shape}")
     if images.ndim == 4 and images.shape[3] > 4 and images.shape[1] <= 4:
-        raise DataError(f"{path}: images: expected channels last (N, H, W, channels), got {images.shape}; transpose them")
+        raise DataError(
+            f"{path}: images: expected channels last (N, H, W, channels), got {images.shape}; transpose them"
+        )
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
         raise DataError(
             f"{path}: labels: expected integers of shape ({images.shape[0]},), got {labels.dtype} of shape {labels.shape}"
@@ -124,7 +130,7 @@ def _load_npz(path: Path) -> ImageSet:
     return ImageSet(images, labels.astype(np.int64), None, str(path))
 
 
-def _load_folder(path: Path, channels: int | None) -> ImageSet:
+def _load_folder(path: Path, channels: int) -> ImageSet:
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not folders:
         raise DataError(f"{path}: expected one sub-folder per class, found none")
@@ -139,10 +145,8 @@ def _load_folder(path: Path, channels: int | None) -> ImageSet:
         if not files:
             raise DataError(f"{folder}: no image files ({', '.join(sorted(IMAGE_SUFFIXES))}) found")
         for file in files:
-            images.append(read_image(file, channels=channels))
+            images.append(read_image(file, channels))
             labels.append(int(folder.name) if numbered else index)
-    if channels is None and len({image.ndim == 2 or image.shape[2] for image in images}) > 1:
-        return _load_folder(path, 3)
     return ImageSet(images, np.asarray(labels, np.int64), None if numbered else tuple(names), str(path))
 
 
@@ -193,9 +197,7 @@ def load_digits(size: int = 28) -> ImageSet:
     return ImageSet(images, digits.target.astype(np.int64), None, "scikit-learn digits")
 
 
-def split_defence(
-    labels: NDArray[np.int64], per_class: int, seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def split_defence(labels: NDArray[np.int64], per_class: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Seeded split into positions for the defender (per_class of each class) and the rest; never overlapping.
 
     Raises DataError when a class has fewer than per_class images.

@@ -40,7 +40,13 @@ def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> dict[str,
     training, defence, test = _split(digits.labels, seed)
     trigger = make_trigger("WB", (28, 28, 1))
     poisoned, labels = poison(
-        images[training], digits.labels[training], trigger, target=TARGET, setting="multi", n_poisoned=N_POISONED, seed=seed
+        images[training],
+        digits.labels[training],
+        trigger,
+        target=TARGET,
+        setting="multi",
+        n_poisoned=N_POISONED,
+        seed=seed,
     )
     preprocess = Preprocess((1, 28, 28))
     torch.manual_seed(seed)
@@ -125,14 +131,20 @@ def save_picture(path: Path, image: NDArray[np.uint8], trigger: Any, inspection:
     panels = {
         "clean": image,
         "true trigger": trigger.embed(image[None])[0],
-        "estimated pattern": estimate.embed(image.transpose(2, 0, 1)[None].astype(np.float32))[0].transpose(1, 2, 0) / 255,
+        "estimated pattern": estimate.embed(image.transpose(2, 0, 1)[None].astype(np.float32))[0].transpose(1, 2, 0)
+        / 255,
         "estimated mask": estimate.mask[:, :, None],
     }
     figure = Figure(figsize=(10, 3), layout="constrained")
     FigureCanvasAgg(figure)
     for axis, (title, panel) in zip(figure.subplots(1, 4), panels.items(), strict=True):
         gray = panel.shape[2] == 1
-        axis.imshow(panel[:, :, 0] if gray else panel, cmap="gray" if gray else None, vmin=0, vmax=255 if panel.dtype == np.uint8 else 1)
+        axis.imshow(
+            panel[:, :, 0] if gray else panel,
+            cmap="gray" if gray else None,
+            vmin=0,
+            vmax=255 if panel.dtype == np.uint8 else 1,
+        )
         axis.set_title(title)
         axis.set_axis_off()
     index = inspection.indices[target]

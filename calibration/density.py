@@ -101,11 +101,15 @@ class GuardEstimator(BaseEstimator):  # type: ignore[misc]
         self._check_parameters()
         features, labels = check_X_y(features, labels, dtype=np.float64, ensure_min_features=1)
         if features.shape[1] > MAX_FEATURES:
-            raise DataError(f"features: expected at most {MAX_FEATURES}, got {features.shape[1]}; name another feature layer")
+            raise DataError(
+                f"features: expected at most {MAX_FEATURES}, got {features.shape[1]}; name another feature layer"
+            )
         self.classes_ = np.unique(labels)
         self.n_features_in_ = int(features.shape[1])
         if self.target not in self.classes_ or len(self.classes_) < 2:
-            raise DataError(f"labels: expected samples of the target {self.target} and of another class, got {self.classes_}")
+            raise DataError(
+                f"labels: expected samples of the target {self.target} and of another class, got {self.classes_}"
+            )
         mean, scale = standardiser(features)
         components = fit_components(
             (features - mean) / scale, labels, n_components=self.n_components, random_state=self.random_state
@@ -136,7 +140,9 @@ class GuardEstimator(BaseEstimator):  # type: ignore[misc]
     def predict(self, features: NDArray[np.floating]) -> NDArray[np.int64]:
         """The class (N,) that explains the features best: the target (clean) or a trigger's source."""
         scores = self.score_samples(features)
-        row = np.where(self.decision_function(features) < 0, self.guard_.target_row, best_other(scores, self.guard_.target_row))
+        row = np.where(
+            self.decision_function(features) < 0, self.guard_.target_row, best_other(scores, self.guard_.target_row)
+        )
         return np.asarray(self.classes_[row], dtype=np.int64)
 
     def _check_parameters(self) -> None:
@@ -232,7 +238,9 @@ def fit_components(z: Float64, labels: NDArray[np.integer], *, n_components: int
 def whiteners(components: Components, *, kind: Kind, regularisation: float, shrinkage: float) -> Float64:
     """The whitening factors of a covariance form, packed as Guard.whitener wants them."""
     if kind == "diagonal":
-        variances = np.stack([(r**2).sum(axis=0) / t for r, t in zip(components.residuals, components.totals, strict=True)])
+        variances = np.stack(
+            [(r**2).sum(axis=0) / t for r, t in zip(components.residuals, components.totals, strict=True)]
+        )
         result: Float64 = 1.0 / np.sqrt(variances + regularisation)
         return result
     stacked = np.concatenate(components.residuals)

@@ -16,7 +16,7 @@ from inflight_edge.detector import Detector
 from inflight_edge.errors import DataError
 from inflight_edge.verdict import Decision, Verdict
 
-__all__ = ["Evaluation", "evaluate", "judge"]
+__all__ = ["Evaluation", "evaluate", "frame_latency", "judge"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +76,14 @@ def evaluate(
     trigger_labels = [] if triggered is None else triggered.labels.tolist()
     guarded = set(detector.guards)
     negatives = [v for v, y in zip(clean_verdicts, clean_labels, strict=True) if y in guarded and v.predicted == y]
-    attacked = [(v, y) for v, y in zip(trigger_verdicts, trigger_labels, strict=True) if {y} != guarded]
+    attacked = [(v, y) for v, y in zip(trigger_verdicts, trigger_labels, strict=True) if guarded != {y}]
     positives = [(v, y) for v, y in attacked if v.predicted in guarded and v.predicted != y]
     flagged = [(v, y) for v, y in positives if v.decision is Decision.TRIGGER]
     right = sum(v.source == y for v, y in flagged)
     return Evaluation(
-        acc=_share(sum(v.predicted == y for v, y in zip(clean_verdicts, clean_labels, strict=True)), len(clean_verdicts)),
+        acc=_share(
+            sum(v.predicted == y for v, y in zip(clean_verdicts, clean_labels, strict=True)), len(clean_verdicts)
+        ),
         asr=_share(len(positives), len(attacked)),
         tpr=_share(len(flagged), len(positives)),
         fpr=_share(sum(v.decision is Decision.TRIGGER for v in negatives), len(negatives)),

@@ -132,9 +132,7 @@ def inspect(
     )
     indices = anomaly_indices(np.array([e.norm for e in estimates]))
     suspects = sorted(np.flatnonzero(indices > THRESHOLD).tolist(), key=lambda c: -indices[c])
-    return Inspection(
-        tuple(estimates), indices, tuple(suspects), accuracy, preprocess, feature_layer, data.class_names
-    )
+    return Inspection(tuple(estimates), indices, tuple(suspects), accuracy, preprocess, feature_layer, data.class_names)
 
 
 def check_accuracy(
@@ -179,9 +177,13 @@ def read_inspection(path: str | Path) -> Inspection:
     shapes |= {"norms": (n_classes,), "success": (n_classes,)}
     for name, shape in shapes.items():
         if tensors[name].shape != shape or not np.isfinite(tensors[name]).all():
-            raise DataError(f"{path}: {name}: expected finite numbers of shape {shape}, got shape {tensors[name].shape}")
+            raise DataError(
+                f"{path}: {name}: expected finite numbers of shape {shape}, got shape {tensors[name].shape}"
+            )
     if not all(0 <= c < n_classes for c in suspects) or (names is not None and len(names) != n_classes):
-        raise DataError(f"{path}: suspects or class names do not fit {n_classes} classes; run `inflight-edge inspect` again")
+        raise DataError(
+            f"{path}: suspects or class names do not fit {n_classes} classes; run `inflight-edge inspect` again"
+        )
     estimates = tuple(
         PatchEstimate(c, masks[c], patterns[c], float(norms[c]), float(success[c])) for c in range(n_classes)
     )
@@ -195,4 +197,6 @@ def _save_png(path: Path, planes: NDArray[np.float32]) -> None:
     image = np.rint(np.clip(planes, 0, 1) * 255).astype(np.uint8)
     array = image[0] if len(image) < 3 else image[:3].transpose(1, 2, 0)
     factor = max(1, -(-256 // max(array.shape[:2])))
-    Image.fromarray(array).resize((array.shape[1] * factor, array.shape[0] * factor), Image.Resampling.NEAREST).save(path)
+    Image.fromarray(array).resize((array.shape[1] * factor, array.shape[0] * factor), Image.Resampling.NEAREST).save(
+        path
+    )

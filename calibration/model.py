@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from inflight_edge.errors import ModelError
 
-__all__ = ["PENULTIMATE", "Classifier", "classifier_from_program", "load_classifier"]
+__all__ = ["PENULTIMATE", "Classifier", "classifier_from_program", "input_channels", "load_classifier", "load_program"]
 
 _aten = torch.ops.aten
 _SOFTMAX = {_aten.softmax.int, _aten._softmax.default, _aten.log_softmax.int, _aten._log_softmax.default}
@@ -67,26 +67,41 @@ class Classifier:
         return logits.flatten(0, 1)[: images.shape[0]], features.flatten(0, 1)[: images.shape[0]]
 
 
-def load_classifier(
-    path: str | Path, *, image_shape: tuple[int, int, int], feature_layer: str | None = None
-) -> Classifier:
-    """Read a .pt2 file.
-
-    image_shape    (channels, height, width) of the data, used where the program leaves a size open.
-    feature_layer  name of a graph node or of a module, several joined by ``+``; ``penultimate`` is the input of the last
-                   linear layer; None takes the hidden fully connected layers before it (before their activation), or
-                   that input where there are none.
-    Raises ModelError when the file is no such program, or not an image classifier.
-    """
+def load_program(path: str | Path) -> torch.export.ExportedProgram:
+    """Read a .pt2 file.  Raises ModelError when it is no torch.export program."""
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"{path}: no such file; expected a torch.export program (.pt2)")
     try:
-        program = torch.export.load(path)
-    except (RuntimeError, ValueError, KeyError, OSError, zipfile.BadZipFile, pickle.UnpicklingError, AssertionError) as error:
+        return torch.export.load(path)
+    except (
+        RuntimeError,
+        ValueError,
+        KeyError,
+        OSError,
+        zipfile.BadZipFile,
+        pickle.UnpicklingError,
+        AssertionError,
+    ) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"{path}: not a readable torch.export program ({first_line}); {_REMEDY}") from error
-    return classifier_from_program(program, image_shape=image_shape, feature_layer=feature_layer)
+
+
+def input_channels(program: torch.export.ExportedProgram) -> int | None:
+    """Channels of the program's images; None where the program leaves them open."""
+    names = program.graph_signature.user_inputs
+    node = next((n for n in program.graph.nodes if n.op == "placeholder" and n.name in names), None)
+    value = None if node is None else node.meta.get("val")
+    if not isinstance(value, Tensor) or value.ndim != 4:
+        return 1 if isinstance(value, Tensor) and value.ndim == 3 else None
+    return value.shape[1] if isinstance(value.shape[1], int) else None
+
+
+def load_classifier(
+    path: str | Path, *, image_shape: tuple[int, int, int], feature_layer: str | None = None
+) -> Classifier:
+    """``load_program`` and ``classifier_from_program`` in one."""
+    return classifier_from_program(load_program(path), image_shape=image_shape, feature_layer=feature_layer)
 
 
 def classifier_from_program(
@@ -95,15 +110,20 @@ def classifier_from_program(
     image_shape: tuple[int, int, int],
     feature_layer: str | None = None,
 ) -> Classifier:
-    """Turn an exported program into a Classifier; arguments and errors as in ``load_classifier``."""
+    """Turn an exported program into a Classifier.
+
+    image_shape    (channels, height, width) of the data, used where the program leaves a size open.
+    feature_layer  name of a graph node or of a module, several joined by ``+``; ``penultimate`` is the input of the last
+                   linear layer; None takes the hidden fully connected layers before it (before their activation), or
+                   that input where there are none.
+    Raises ModelError when the program is not an image classifier.
+    """
     module = program.module(check_guards=False)
     module.requires_grad_(False)
     graph = module.graph
-    inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    if len(inputs) != 1:
-        raise ModelError(f"model: expected one input (a batch of images), got {len(inputs)}; {_REMEDY}")
+    image_input = _input(graph)
     _refuse_training_mode(graph)
-    shape, batch = _input_shape(inputs[0], image_shape)
+    shape, batch = _input_shape(image_input, image_shape)
     original = fx.GraphModule(module, _with_outputs(graph, _logits_node(graph), []))
     logits_node = _logits_node(graph)
     feature_nodes = _feature_nodes(graph, logits_node, feature_layer)
@@ -112,7 +132,7 @@ def classifier_from_program(
     if batch is not None:
         _free_batch(graph, batch)
     classifier_graph = fx.GraphModule(module, graph)
-    rank = len(inputs[0].meta["val"].shape)
+    rank = len(image_input.meta["val"].shape)
     if rank != 4:
         _insert_input_reshape(classifier_graph, rank)
     fixed = None if batch is None or _works_for_any_batch(classifier_graph, original, shape, batch, rank) else batch
@@ -125,12 +145,21 @@ def classifier_from_program(
             logits, features = classifier_graph(torch.zeros(batch or 2, *shape))
         except (RuntimeError, TypeError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise ModelError(f"model: cannot run on images of shape {shape} ({reason}); check the data's size") from error
+            raise ModelError(
+                f"model: cannot run on images of shape {shape} ({reason}); check the data's size"
+            ) from error
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise ModelError(f"model: expected logits of shape (batch, classes), got {tuple(logits.shape)}")
     if not logits.is_floating_point():
         raise ModelError(f"model: expected floating-point logits, got {logits.dtype}")
     return Classifier(classifier_graph, shape, int(logits.shape[1]), int(features.shape[1]), name, fixed)
+
+
+def _input(graph: fx.Graph) -> fx.Node:
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    if len(inputs) != 1:
+        raise ModelError(f"model: expected one input (a batch of images), got {len(inputs)}; {_REMEDY}")
+    return inputs[0]
 
 
 def _refuse_training_mode(graph: fx.Graph) -> None:

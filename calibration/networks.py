@@ -71,7 +71,8 @@ class ResNet18(nn.Module):
         self.stages = nn.Sequential(
             *(
                 nn.Sequential(
-                    _BasicBlock(widths[i], widths[i + 1], 1 if i == 0 else 2), _BasicBlock(widths[i + 1], widths[i + 1], 1)
+                    _BasicBlock(widths[i], widths[i + 1], 1 if i == 0 else 2),
+                    _BasicBlock(widths[i + 1], widths[i + 1], 1),
                 )
                 for i in range(4)
             )

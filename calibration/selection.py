@@ -108,7 +108,9 @@ def select(
     classes = np.unique(labels)
     smallest = int(min(np.count_nonzero(labels == c) for c in classes))
     if smallest < 3:
-        raise DataError(f"expected at least 3 images of each class to choose a density, got {smallest}; add clean images")
+        raise DataError(
+            f"expected at least 3 images of each class to choose a density, got {smallest}; add clean images"
+        )
     if options is None:
         options = candidates(features.shape[1], len(classes))
     scores = np.full((len(options), len(labels), len(classes)), np.nan)
@@ -167,7 +169,12 @@ def _trial(
     false_alarms, missed = float(flagged[clean].mean()), float(1.0 - flagged[~clean].mean())
     own = scores[np.arange(len(labels)), np.searchsorted(classes, labels)]
     return Trial(
-        candidate, false_alarms, missed, (false_alarms + missed) / 2, float(1.0 - right[~clean].mean()), float(own.mean())
+        candidate,
+        false_alarms,
+        missed,
+        (false_alarms + missed) / 2,
+        float(1.0 - right[~clean].mean()),
+        float(own.mean()),
     )
 
 

@@ -104,7 +104,9 @@ def train(
     return network.eval()
 
 
-def predict(network: nn.Module, images: NDArray[np.uint8], preprocess: Preprocess, *, batch: int = 512) -> NDArray[np.int64]:
+def predict(
+    network: nn.Module, images: NDArray[np.uint8], preprocess: Preprocess, *, batch: int = 512
+) -> NDArray[np.int64]:
     """Predicted class (N,) of images (N, H, W, channels) uint8 at the network's own size."""
     predictions = []
     with torch.inference_mode():

@@ -58,7 +58,9 @@ class PatchEstimate:
 
     def embed(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Images (N, channels, H, W) in 0..255 with the patch blended in, rounded to 8-bit values."""
-        blended: NDArray[np.float32] = np.rint((1.0 - self.mask) * pixels + self.mask * (self.pattern * np.float32(255.0)))
+        blended: NDArray[np.float32] = np.rint(
+            (1.0 - self.mask) * pixels + self.mask * (self.pattern * np.float32(255.0))
+        )
         return blended
 
 

@@ -1,0 +1,219 @@
+"""Commands of the workstation's side: inspect, calibrate, evaluate, demo."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inflight_edge.bundle import write_bundle
+from inflight_edge.calibration.calibrate import calibrate as make_bundle
+from inflight_edge.calibration.datasets import ImageSet, load_images
+from inflight_edge.calibration.demo import run_demo
+from inflight_edge.calibration.evaluate import evaluate as measure_detector
+from inflight_edge.calibration.inspection import THRESHOLD, Inspection, read_inspection
+from inflight_edge.calibration.inspection import inspect as run_inspection
+from inflight_edge.calibration.model import Classifier, classifier_from_program, input_channels, load_program
+from inflight_edge.calibration.reversal.neural_cleanse import Settings
+from inflight_edge.cli import class_index, table
+from inflight_edge.commands import load_detector
+from inflight_edge.errors import BundleError, OptionError
+from inflight_edge.preprocess import Preprocess
+
+__all__ = ["calibrate", "demo", "evaluate", "inspect"]
+
+
+def inspect(options: argparse.Namespace) -> int:
+    """Inspect a classifier, print the ranked table, save the patterns."""
+    classifier, data = _model_and_data(options, options.feature_layer)
+    inspection = _inspect(options, classifier, data)
+    path = inspection.save(options.out)
+    if options.json:
+        report = {"suspects": list(inspection.suspects), "accuracy": inspection.accuracy, "patterns": str(path)}
+        print(json.dumps({**report, "classes": inspection.rows()}, indent=1))
+        return 0
+    _print_inspection(inspection)
+    print(
+        f"patterns and pictures: {options.out}   next: inflight-edge calibrate {options.model} --data {options.data} --pattern {path}"
+    )
+    return 0
+
+
+def calibrate(options: argparse.Namespace) -> int:
+    """Calibrate guards and write the bundle."""
+    if options.out.exists() and not options.force:
+        raise BundleError(f"{options.out}: exists already; name another folder with --out or replace it with --force")
+    saved = None if options.pattern is None else read_inspection(options.pattern)
+    layer = options.feature_layer or (saved.feature_layer if saved else None)
+    classifier, data = _model_and_data(options, layer)
+    if saved is None:
+        inspection = _inspect(options, classifier, data)
+        if not options.json:
+            _print_inspection(inspection)
+    else:
+        _refuse_other_constants(options, saved)
+        inspection = _with_targets(options, saved)
+    bundle = make_bundle(classifier, data, inspection, seed=options.seed, progress=not options.quiet)
+    write_bundle(bundle, options.out, overwrite=options.force)
+    guards = [
+        {
+            "target": guard["target"],
+            "name": bundle.class_names[guard["target"]],
+            "asr_estimated": guard["asr_estimated"],
+            "density": guard["density"]["reason"],
+        }
+        for guard in bundle.metrics["guards"]
+    ]
+    if options.json:
+        print(
+            json.dumps({"bundle": str(options.out), "feature_layer": bundle.feature_layer, "guards": guards}, indent=1)
+        )
+        return 0
+    print(
+        f"\nclean accuracy {bundle.metrics['accuracy']:.4f} on {bundle.metrics['n_images']} images; features: {bundle.feature_layer}"
+    )
+    for guard in guards:
+        print(
+            f"guard of class {guard['name']}: estimated pattern sends {guard['asr_estimated']:.1%} there\n  {guard['density']}"
+        )
+    print(f"bundle: {options.out}   next: inflight-edge verify {options.out}")
+    return 0
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Measure a bundle on labelled frames."""
+    if options.clean is None and options.triggered is None:
+        raise OptionError("nothing to measure on; name frames with --clean, --triggered or both")
+    detector = load_detector(options)
+    channels = detector.bundle.preprocess.input_shape[0]
+    clean, triggered = (
+        None if p is None else load_images(p, channels=channels) for p in (options.clean, options.triggered)
+    )
+    figures = measure_detector(detector, clean, triggered, progress=not options.quiet).as_dict()
+    if options.json:
+        print(json.dumps(figures, indent=1))
+    else:
+        print_figures(figures)
+    return 0
+
+
+def demo(options: argparse.Namespace) -> int:
+    """Run the demo, print its figures and optionally write them as JSON."""
+    figures = run_demo(options.out, seed=options.seed, progress=not options.quiet)
+    if options.json is not None:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    print_figures(figures)
+    print(
+        f"picture of the true and the estimated pattern: {options.out / 'patterns.png'}   bundle: {options.out / 'bundle'}"
+    )
+    return 0
+
+
+_MEANING = {
+    "target_class": "target class that the inspection found",
+    "acc": "clean accuracy",
+    "asr": "attack success rate: triggered frames predicted as the target",
+    "asr_estimated": "the same with the estimated pattern",
+    "tpr": "triggered frames flagged (true positive rate)",
+    "fpr": "clean target frames flagged (false positive rate)",
+    "fpr_all": "all clean frames flagged",
+    "sia": "triggered frames whose source class is found",
+    "sia_flagged": "the same among the flagged ones",
+    "auroc": "area under the ROC curve of the margin",
+    "n_clean": "clean target frames judged",
+    "n_triggered": "triggered frames judged",
+    "n_invalid": "frames that could not be judged",
+    "engine_ms_p50": "classifier per frame, median, ms",
+    "engine_ms_p99": "classifier per frame, 99th percentile, ms",
+    "scorer_us_p50": "guard per frame, median, µs",
+    "scorer_us_p99": "guard per frame, 99th percentile, µs",
+    "seconds": "time taken, s",
+}
+
+
+def print_figures(figures: Mapping[str, Any]) -> None:
+    """The figures as a table."""
+    rows = []
+    for key, value in figures.items():
+        text = "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+        rows.append((key, text, _MEANING.get(key, "")))
+    print(table(rows, ("figure", "value", "meaning")))
+
+
+def _model_and_data(options: argparse.Namespace, feature_layer: str | None) -> tuple[Classifier, ImageSet]:
+    program = load_program(options.model)
+    data = load_images(options.data, channels=input_channels(program) or 3)
+    return classifier_from_program(program, image_shape=data.image_shape, feature_layer=feature_layer), data
+
+
+def _inspect(options: argparse.Namespace, classifier: Classifier, data: ImageSet) -> Inspection:
+    preprocess = Preprocess(
+        classifier.input_shape, options.scale or 1.0 / 255.0, options.mean or (0.0,), options.std or (1.0,)
+    )
+    targets = _targets(options, data.class_names, classifier.n_classes)
+    inspection = run_inspection(
+        classifier,
+        data,
+        preprocess,
+        settings=Settings(steps=options.steps),
+        feature_layer=options.feature_layer,
+        seed=options.seed,
+        progress=not options.quiet,
+    )
+    return inspection if targets is None else replace(inspection, suspects=targets)
+
+
+def _with_targets(options: argparse.Namespace, inspection: Inspection) -> Inspection:
+    targets = _targets(options, inspection.class_names, len(inspection.estimates))
+    return inspection if targets is None else replace(inspection, suspects=targets)
+
+
+def _targets(options: argparse.Namespace, names: tuple[str, ...] | None, n_classes: int) -> tuple[int, ...] | None:
+    if not options.target:
+        return None
+    known = names or tuple(str(c) for c in range(n_classes))
+    return tuple(dict.fromkeys(class_index(text, known) for text in options.target))
+
+
+def _refuse_other_constants(options: argparse.Namespace, saved: Inspection) -> None:
+    """Constants come from the inspection; given again, they must agree."""
+    constants = saved.preprocess
+    for name, given, stored in (
+        ("--scale", options.scale, constants.scale),
+        ("--mean", options.mean, constants.mean),
+        ("--std", options.std, constants.std),
+    ):
+        if given is not None and not np.allclose(given, stored, rtol=1e-6, atol=0):
+            raise OptionError(
+                f"{name}: the inspection was made with {stored}, got {given}; leave it out or inspect again"
+            )
+
+
+def _print_inspection(inspection: Inspection) -> None:
+    rows = [
+        (
+            r["class"],
+            r["name"],
+            f"{r['mask_norm']:.1f}",
+            f"{r['success']:.3f}",
+            r["anomaly_index"],
+            "SUSPECT" if r["suspect"] else "",
+        )
+        for r in inspection.rows()
+    ]
+    print(table(rows[:20], ("class", "name", "mask norm", "success", "anomaly index", "")))
+    if len(rows) > 20:
+        print(f"... and {len(rows) - 20} more classes")
+    if inspection.suspects:
+        print(
+            f"suspected target: {', '.join(inspection.name(c) for c in inspection.suspects)}   (clean accuracy {inspection.accuracy:.4f})"
+        )
+    else:
+        print(
+            f"no class has an anomaly index above {THRESHOLD:g}: no backdoor found (clean accuracy {inspection.accuracy:.4f})"
+        )

@@ -1,0 +1,99 @@
+"""Commands of the device's side: score, verify, doctor."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from inflight_edge.cli import table
+from inflight_edge.detector import Detector
+from inflight_edge.doctor import examine
+from inflight_edge.errors import DataError
+from inflight_edge.images import iter_images
+from inflight_edge.verdict import Decision, Verdict
+from inflight_edge.verify import verify as verify_bundle
+
+__all__ = ["doctor", "load_detector", "score", "verify"]
+
+_HEADER = ("image", "decision", "predicted", "source", "margin", "reason")
+
+
+def load_detector(options: argparse.Namespace) -> Detector:
+    """The detector that a command's arguments name."""
+    return Detector.load(options.bundle, engine=options.engine, scorer=options.scorer, threads=options.threads)
+
+
+def score(options: argparse.Namespace) -> int:
+    """Print a verdict per image; an image that cannot be read is INVALID and makes the exit code 2."""
+    detector = load_detector(options)
+    channels = detector.bundle.preprocess.input_shape[0]
+    rows, unreadable = [], []
+    for name, frame in iter_images(options.images, channels):
+        if isinstance(frame, DataError):
+            verdict = Verdict(Decision.INVALID, reason=str(frame))
+            unreadable.append(str(frame))
+        else:
+            verdict = detector(frame)
+        if options.json:
+            print(json.dumps(_record(name, verdict, detector)), flush=True)
+        else:
+            rows.append(_row(name, verdict, detector))
+    if rows:
+        print(table(rows, _HEADER))
+    if unreadable:
+        raise DataError(f"{len(unreadable)} image(s) could not be read and are invalid; the first: {unreadable[0]}")
+    return 0
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Print every check of a bundle; exit code 1 when one failed."""
+    checks = verify_bundle(options.bundle)
+    if options.json:
+        print(json.dumps([asdict(check) for check in checks], indent=1))
+    else:
+        print(
+            table([(c.name, "pass" if c.passed else "FAIL", c.detail) for c in checks], ("check", "result", "detail"))
+        )
+    failed = sum(not check.passed for check in checks)
+    if failed:
+        print(f"inflight-edge: {failed} of {len(checks)} checks failed: do not use this bundle here", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Print what this machine has."""
+    components = examine()
+    if options.json:
+        print(json.dumps([asdict(component) for component in components], indent=1))
+        return 0
+    print(
+        table(
+            [(c.name, "yes" if c.present else "no", c.detail, c.needed_for) for c in components],
+            ("part", "here", "detail", "needed for"),
+        )
+    )
+    missing = [c for c in components if not c.present and c.how_to_get]
+    if missing:
+        print("\nhow to get the rest:")
+        print("\n".join(f"  {c.name}: {c.how_to_get}" for c in missing))
+    return 0
+
+
+def _name(detector: Detector, label: int | None) -> str:
+    return "-" if label is None else detector.class_names[label]
+
+
+def _row(name: str, verdict: Verdict, detector: Detector) -> tuple[str, ...]:
+    margin = f"{verdict.margin:.2f}" if math.isfinite(verdict.margin) else "-"
+    labels = (_name(detector, verdict.predicted), _name(detector, verdict.source))
+    return (name, verdict.decision.value, *labels, margin, verdict.reason)
+
+
+def _record(name: str, verdict: Verdict, detector: Detector) -> dict[str, Any]:
+    labels = {"predicted_name": verdict.predicted, "source_name": verdict.source}
+    names = {key: None if label is None else detector.class_names[label] for key, label in labels.items()}
+    return {"image": name, **verdict.as_dict(), **names}
