@@ -6,12 +6,9 @@ import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from inflight_edge.bundle import write_bundle
 from inflight_edge.calibration.calibrate import calibrate as make_bundle
 from inflight_edge.calibration.datasets import ImageSet, load_images
 from inflight_edge.calibration.demo import run_demo
@@ -20,6 +17,8 @@ from inflight_edge.calibration.inspection import THRESHOLD, Inspection, read_ins
 from inflight_edge.calibration.inspection import inspect as run_inspection
 from inflight_edge.calibration.model import Classifier, classifier_from_program, input_channels, load_program
 from inflight_edge.calibration.reversal.neural_cleanse import Settings
+
+from inflight_edge.bundle import write_bundle
 from inflight_edge.cli import class_index, table
 from inflight_edge.commands import load_detector
 from inflight_edge.errors import BundleError, OptionError
@@ -38,9 +37,8 @@ def inspect(options: argparse.Namespace) -> int:
         print(json.dumps({**report, "classes": inspection.rows()}, indent=1))
         return 0
     _print_inspection(inspection)
-    print(
-        f"patterns and pictures: {options.out}   next: inflight-edge calibrate {options.model} --data {options.data} --pattern {path}"
-    )
+    print(f"patterns and pictures: {options.out}")
+    print(f"next: inflight-edge calibrate {options.model} --data {options.data} --pattern {path}")
     return 0
 
 
@@ -74,8 +72,9 @@ def calibrate(options: argparse.Namespace) -> int:
             json.dumps({"bundle": str(options.out), "feature_layer": bundle.feature_layer, "guards": guards}, indent=1)
         )
         return 0
+    metrics = bundle.metrics
     print(
-        f"\nclean accuracy {bundle.metrics['accuracy']:.4f} on {bundle.metrics['n_images']} images; features: {bundle.feature_layer}"
+        f"\nclean accuracy {metrics['accuracy']:.4f} on {metrics['n_images']} images; features: {bundle.feature_layer}"
     )
     for guard in guards:
         print(
@@ -209,11 +208,8 @@ def _print_inspection(inspection: Inspection) -> None:
     print(table(rows[:20], ("class", "name", "mask norm", "success", "anomaly index", "")))
     if len(rows) > 20:
         print(f"... and {len(rows) - 20} more classes")
+    accuracy = f"(clean accuracy {inspection.accuracy:.4f})"
     if inspection.suspects:
-        print(
-            f"suspected target: {', '.join(inspection.name(c) for c in inspection.suspects)}   (clean accuracy {inspection.accuracy:.4f})"
-        )
+        print(f"suspected target: {', '.join(inspection.name(c) for c in inspection.suspects)}   {accuracy}")
     else:
-        print(
-            f"no class has an anomaly index above {THRESHOLD:g}: no backdoor found (clean accuracy {inspection.accuracy:.4f})"
-        )
+        print(f"no class has an anomaly index above {THRESHOLD:g}: no backdoor found {accuracy}")

@@ -9,11 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
-from torch import Tensor
-
 from inflight_edge.calibration.datasets import ImageSet
 from inflight_edge.calibration.features import extract
 from inflight_edge.calibration.model import Classifier
@@ -23,6 +18,11 @@ from inflight_edge.calibration.reversal.neural_cleanse import (
     anomaly_indices,
     estimate_patches,
 )
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
 from inflight_edge.errors import DataError, OptionError
 from inflight_edge.preprocess import Preprocess
 

@@ -7,10 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedKFold
-from tqdm import tqdm
-
 from inflight_edge.calibration.density import (
     GuardEstimator,
     best_other,
@@ -19,6 +15,10 @@ from inflight_edge.calibration.density import (
     margins,
     standardiser,
 )
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedKFold
+from tqdm import tqdm
+
 from inflight_edge.errors import DataError
 from inflight_edge.guard import Guard, Kind, packed_size
 from inflight_edge.scoring.reference import log_likelihoods
