@@ -9,16 +9,16 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+
+from inflight_edge.bundle import write_bundle
 from inflight_edge.calibration.calibrate import calibrate as make_bundle
 from inflight_edge.calibration.datasets import ImageSet, load_images
 from inflight_edge.calibration.demo import run_demo
 from inflight_edge.calibration.evaluate import evaluate as measure_detector
-from inflight_edge.calibration.inspection import THRESHOLD, Inspection, read_inspection
+from inflight_edge.calibration.inspection import Inspection, read_inspection
 from inflight_edge.calibration.inspection import inspect as run_inspection
 from inflight_edge.calibration.model import Classifier, classifier_from_program, input_channels, load_program
 from inflight_edge.calibration.reversal.neural_cleanse import Settings
-
-from inflight_edge.bundle import write_bundle
 from inflight_edge.cli import class_index, table
 from inflight_edge.commands import load_detector
 from inflight_edge.errors import BundleError, OptionError
@@ -212,4 +212,4 @@ def _print_inspection(inspection: Inspection) -> None:
     if inspection.suspects:
         print(f"suspected target: {', '.join(inspection.name(c) for c in inspection.suspects)}   {accuracy}")
     else:
-        print(f"no class has an anomaly index above {THRESHOLD:g}: no backdoor found {accuracy}")
+        print(f"no class has an outstandingly small mask: no backdoor found {accuracy}")
