@@ -194,18 +194,20 @@ def _refuse_other_constants(options: argparse.Namespace, saved: Inspection) -> N
 
 
 def _print_inspection(inspection: Inspection) -> None:
+    header = ("class", "name", "mask norm", "success", "anomaly index", "of logarithms", "")
     rows = [
         (
             r["class"],
             r["name"],
             f"{r['mask_norm']:.1f}",
             f"{r['success']:.3f}",
-            r["anomaly_index"],
+            "-" if r["anomaly_index"] is None else f"{r['anomaly_index']:.2f}",
+            "-" if r["log_anomaly_index"] is None else f"{r['log_anomaly_index']:.2f}",
             "SUSPECT" if r["suspect"] else "",
         )
         for r in inspection.rows()
     ]
-    print(table(rows[:20], ("class", "name", "mask norm", "success", "anomaly index", "")))
+    print(table(rows[:20], header))
     if len(rows) > 20:
         print(f"... and {len(rows) - 20} more classes")
     accuracy = f"(clean accuracy {inspection.accuracy:.4f})"

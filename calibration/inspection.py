@@ -58,13 +58,15 @@ class Inspection:
     def rows(self) -> list[dict[str, Any]]:
         """The ranked table: one record per class, the most anomalous first."""
         order = sorted(range(len(self.estimates)), key=lambda c: (-self.indices[c], self.estimates[c].norm))
+        logarithmic = anomaly_indices(np.log([estimate.norm for estimate in self.estimates]))
         return [
             {
                 "class": c,
                 "name": self.name(c),
                 "mask_norm": round(self.estimates[c].norm, 4),
                 "success": round(self.estimates[c].success, 4),
-                "anomaly_index": round(float(self.indices[c]), 4) if np.isfinite(self.indices[c]) else None,
+                "anomaly_index": _finite(self.indices[c]),
+                "log_anomaly_index": _finite(logarithmic[c]),
                 "suspect": c in self.suspects,
             }
             for c in order
@@ -205,6 +207,11 @@ def read_inspection(path: str | Path) -> Inspection:
         PatchEstimate(c, masks[c], patterns[c], float(norms[c]), float(success[c])) for c in range(n_classes)
     )
     return Inspection(estimates, anomaly_indices(norms), suspects, accuracy, preprocess, feature_layer, names)
+
+
+def _finite(value: float) -> float | None:
+    """A number for JSON, None where it is infinite."""
+    return round(float(value), 4) if np.isfinite(value) else None
 
 
 def _save_png(path: Path, planes: NDArray[np.float32]) -> None:
