@@ -38,7 +38,8 @@ def inspect(options: argparse.Namespace) -> int:
         return 0
     _print_inspection(inspection)
     print(f"patterns and pictures: {options.out}")
-    print(f"next: inflight-edge calibrate {options.model} --data {options.data} --pattern {path}")
+    if inspection.suspects:
+        print(f"next: inflight-edge calibrate {options.model} --data {options.data} --pattern {path}")
     return 0
 
 
@@ -151,9 +152,8 @@ def _model_and_data(options: argparse.Namespace, feature_layer: str | None) -> t
 
 
 def _inspect(options: argparse.Namespace, classifier: Classifier, data: ImageSet) -> Inspection:
-    preprocess = Preprocess(
-        classifier.input_shape, options.scale or 1.0 / 255.0, options.mean or (0.0,), options.std or (1.0,)
-    )
+    given = {"scale": options.scale, "mean": options.mean, "std": options.std}
+    preprocess = Preprocess(classifier.input_shape, **{name: v for name, v in given.items() if v is not None})
     targets = _targets(options, data.class_names, classifier.n_classes)
     inspection = run_inspection(
         classifier,
