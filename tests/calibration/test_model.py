@@ -28,7 +28,7 @@ from networks_for_tests import (
 )
 from torch import Tensor, nn
 
-from inflight_edge.calibration import model as module
+from inflight_edge.calibration import graph as module
 from inflight_edge.calibration.model import (
     Classifier,
     classifier_from_program,
