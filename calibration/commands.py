@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,8 @@ __all__ = ["calibrate", "demo", "evaluate", "inspect"]
 
 def inspect(options: argparse.Namespace) -> int:
     """Inspect a classifier, print the ranked table, save the patterns."""
+    if options.out.exists() and not options.out.is_dir():
+        raise OptionError(f"--out: expected a folder, {options.out} is a file; name another one")
     classifier, data = _model_and_data(options, options.feature_layer)
     inspection = _inspect(options, classifier, data)
     path = inspection.save(options.out)
@@ -47,9 +51,10 @@ def calibrate(options: argparse.Namespace) -> int:
     """Calibrate guards and write the bundle."""
     if options.out.exists() and not options.force:
         raise BundleError(f"{options.out}: exists already; name another folder with --out or replace it with --force")
+    _check_parent("--out", options.out)
     saved = None if options.pattern is None else read_inspection(options.pattern)
     layer = options.feature_layer or (saved.feature_layer if saved else None)
-    classifier, data = _model_and_data(options, layer)
+    classifier, data = _model_and_data(options, layer, saved.class_names if saved else None)
     if saved is None:
         inspection = _inspect(options, classifier, data)
         if not options.json:
@@ -92,7 +97,8 @@ def evaluate(options: argparse.Namespace) -> int:
     detector = load_detector(options)
     channels = detector.bundle.preprocess.input_shape[0]
     clean, triggered = (
-        None if p is None else load_images(p, channels=channels) for p in (options.clean, options.triggered)
+        None if p is None else load_images(p, channels=channels, class_names=detector.class_names)
+        for p in (options.clean, options.triggered)
     )
     figures = measure_detector(detector, clean, triggered, progress=not options.quiet).as_dict()
     if options.json:
@@ -104,6 +110,8 @@ def evaluate(options: argparse.Namespace) -> int:
 
 def demo(options: argparse.Namespace) -> int:
     """Run the demo, print its figures and optionally write them as JSON."""
+    if options.json is not None:
+        _check_parent("--json", options.json)
     figures = run_demo(options.out, seed=options.seed, progress=not options.quiet)
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
@@ -136,6 +144,14 @@ _MEANING = {
 }
 
 
+def _check_parent(option: str, path: Path) -> None:
+    """Refuse an output path that cannot be written, before the long work and not after it."""
+    if not os.access(path.absolute().parent, os.W_OK | os.X_OK) or not path.absolute().parent.is_dir():
+        raise OptionError(
+            f"{option}: {path.absolute().parent} is no folder that can be written to; make it or name another"
+        )
+
+
 def print_figures(figures: Mapping[str, Any]) -> None:
     """The figures as a table."""
     rows = []
@@ -145,9 +161,11 @@ def print_figures(figures: Mapping[str, Any]) -> None:
     print(table(rows, ("figure", "value", "meaning")))
 
 
-def _model_and_data(options: argparse.Namespace, feature_layer: str | None) -> tuple[Classifier, ImageSet]:
+def _model_and_data(
+    options: argparse.Namespace, feature_layer: str | None, class_names: tuple[str, ...] | None = None
+) -> tuple[Classifier, ImageSet]:
     program = load_program(options.model)
-    data = load_images(options.data, channels=input_channels(program) or 3)
+    data = load_images(options.data, channels=input_channels(program) or 3, class_names=class_names)
     return classifier_from_program(program, image_shape=data.image_shape, feature_layer=feature_layer), data
 
 
@@ -187,7 +205,9 @@ def _refuse_other_constants(options: argparse.Namespace, saved: Inspection) -> N
         ("--mean", options.mean, constants.mean),
         ("--std", options.std, constants.std),
     ):
-        if given is not None and not np.allclose(given, stored, rtol=1e-6, atol=0):
+        if given is not None and (
+            np.shape(given) != np.shape(stored) or not np.allclose(given, stored, rtol=1e-6, atol=0)
+        ):
             raise OptionError(
                 f"{name}: the inspection was made with {stored}, got {given}; leave it out or inspect again"
             )

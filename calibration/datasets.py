@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inflight_edge.errors import DataError
-from inflight_edge.images import IMAGE_SUFFIXES, read_image
+from inflight_edge.images import IMAGE_SUFFIXES, read_image, read_npz
 from inflight_edge.preprocess import Preprocess
 
 __all__ = ["ImageSet", "load_digits", "load_images", "load_standard", "split_defence"]
 
 UInt8 = NDArray[np.uint8]
 _IDX_FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
+MAX_LABEL = 1_000_000
 _CIFAR_FOLDER = "cifar-10-batches-bin"
 
 
@@ -81,16 +82,17 @@ class ImageSet:
             )
 
 
-def load_images(path: str | Path, *, channels: int = 3) -> ImageSet:
+def load_images(path: str | Path, *, channels: int = 3, class_names: Sequence[str] | None = None) -> ImageSet:
     """Read a folder with one sub-folder per class, or an .npz with `images` and `labels`.
 
-    channels  channel count wanted from image files: 1, 3 or 4.
-    Sub-folders are classes in alphabetical order; when all names are integers they are the class indices themselves.
+    channels     channel count wanted from image files: 1, 3 or 4.
+    class_names  the classes in order, where they are known: sub-folders are then found by name and some may be missing.
+    Otherwise sub-folders are classes in alphabetical order; names that are all integers are the class indices themselves.
     Raises DataError.
     """
     path = Path(path)
     if path.is_dir():
-        return _load_folder(path, channels)
+        return _load_folder(path, channels, class_names)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; expected an .npz or a folder with one sub-folder per class")
     if path.suffix.lower() != ".npz":
@@ -99,18 +101,7 @@ def load_images(path: str | Path, *, channels: int = 3) -> ImageSet:
 
 
 def _load_npz(path: Path) -> ImageSet:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            missing = {"images", "labels"} - set(archive.files)
-            if missing:
-                raise DataError(
-                    f"{path}: array {sorted(missing)[0]!r} is missing; found {', '.join(archive.files) or 'none'}"
-                )
-            images, labels = archive["images"], archive["labels"]
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
-        raise DataError(
-            f"{path}: not a readable .npz ({error}); write it with numpy.savez(images=..., labels=...)"
-        ) from error
+    images, labels = read_npz(path, ("images", "labels"))
     if images.dtype != np.uint8:
         raise DataError(f"{path}: images: expected dtype uint8 (pixels 0..255), got {images.dtype}")
     if images.ndim not in (3, 4):
@@ -125,29 +116,57 @@ def _load_npz(path: Path) -> ImageSet:
         )
     if len(labels) == 0 or 0 in images.shape:
         raise DataError(f"{path}: images: expected at least one image, got shape {images.shape}")
-    if labels.min() < 0:
-        raise DataError(f"{path}: labels: expected class indices from 0 upwards, got {int(labels.min())}")
+    if labels.min() < 0 or labels.max() > MAX_LABEL:
+        got = f"{int(labels.min())} to {int(labels.max())}"
+        raise DataError(f"{path}: labels: expected class indices from 0 to {MAX_LABEL}, got {got}")
     return ImageSet(images, labels.astype(np.int64), None, str(path))
 
 
-def _load_folder(path: Path, channels: int) -> ImageSet:
+def _load_folder(path: Path, channels: int, class_names: Sequence[str] | None) -> ImageSet:
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not folders:
         raise DataError(f"{path}: expected one sub-folder per class, found none")
     names = [folder.name for folder in folders]
-    numbered = all(name.isascii() and name.isdigit() for name in names)
-    if numbered and len({int(name) for name in names}) != len(names):
-        raise DataError(f"{path}: two sub-folders name the same class index; rename one")
+    labels_of = _labels_of(path, names, class_names)
     images: list[UInt8] = []
     labels: list[int] = []
-    for index, folder in enumerate(folders):
+    for folder, label in zip(folders, labels_of, strict=True):
         files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file())
         if not files:
             raise DataError(f"{folder}: no image files ({', '.join(sorted(IMAGE_SUFFIXES))}) found")
         for file in files:
             images.append(read_image(file, channels))
-            labels.append(int(folder.name) if numbered else index)
-    return ImageSet(images, np.asarray(labels, np.int64), None if numbered else tuple(names), str(path))
+            labels.append(label)
+    known = tuple(class_names) if class_names is not None else tuple(names)
+    found = None if class_names is None and _numbered(names) else known
+    return ImageSet(images, np.asarray(labels, np.int64), found, str(path))
+
+
+def _numbered(names: Sequence[str]) -> bool:
+    return all(name.isascii() and name.isdigit() for name in names)
+
+
+def _labels_of(path: Path, names: list[str], class_names: Sequence[str] | None) -> list[int]:
+    """Class index of each sub-folder."""
+    if class_names is not None and not _numbered(class_names):
+        unknown = [name for name in names if name not in class_names]
+        if unknown:
+            shown = ", ".join(class_names[:8])
+            raise DataError(f"{path}: sub-folder {unknown[0]!r} is none of the classes ({shown}); rename or remove it")
+        return [class_names.index(name) for name in names]
+    if not _numbered(names):
+        if class_names is not None and len(names) != len(class_names):
+            raise DataError(
+                f"{path}: expected sub-folders named by class index (0 to {len(class_names) - 1}), or one per class; "
+                f"got {len(names)} named otherwise"
+            )
+        return list(range(len(names)))
+    indices = [int(name) if len(name) < 8 else MAX_LABEL + 1 for name in names]
+    if max(indices) > MAX_LABEL:
+        raise DataError(f"{path}: sub-folders named by class index: expected at most {MAX_LABEL}; rename them")
+    if len(set(indices)) != len(indices):
+        raise DataError(f"{path}: two sub-folders name the same class index; rename one")
+    return indices
 
 
 def load_standard(name: str, folder: str | Path, *, train: bool) -> ImageSet:
@@ -160,21 +179,28 @@ def load_standard(name: str, folder: str | Path, *, train: bool) -> ImageSet:
     part = "train" if train else "test"
     if name == "cifar10":
         files = [f"data_batch_{i}.bin" for i in range(1, 6)] if train else ["test_batch.bin"]
-        raw = np.concatenate(
-            [np.frombuffer(_read(folder / _CIFAR_FOLDER / file, name), np.uint8).reshape(-1, 3073) for file in files]
-        )
+        raw = np.concatenate([_records(folder / _CIFAR_FOLDER / file, name, 0, (3073,)) for file in files])
         images = raw[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         return ImageSet(np.ascontiguousarray(images), raw[:, 0].astype(np.int64), None, f"{name} {part}")
     if name not in _IDX_FOLDERS:
         raise DataError(f"dataset: expected one of {', '.join([*_IDX_FOLDERS, 'cifar10'])}, got {name!r}")
     base, prefix = folder / _IDX_FOLDERS[name] / "raw", "train" if train else "t10k"
-    pixels = _read(base / f"{prefix}-images-idx3-ubyte.gz", name)
-    classes = _read(base / f"{prefix}-labels-idx1-ubyte.gz", name)
-    labels = np.frombuffer(classes, np.uint8, offset=8).astype(np.int64)
-    images = np.frombuffer(pixels, np.uint8, offset=16).reshape(-1, 28, 28, 1)
+    images = _records(base / f"{prefix}-images-idx3-ubyte.gz", name, 16, (28, 28, 1))
+    labels = _records(base / f"{prefix}-labels-idx1-ubyte.gz", name, 8, ()).astype(np.int64)
     if len(images) != len(labels):
         raise DataError(f"{base}: {len(images)} images but {len(labels)} labels; fetch the files again")
     return ImageSet(images, labels, None, f"{name} {part}")
+
+
+def _records(path: Path, name: str, offset: int, shape: tuple[int, ...]) -> UInt8:
+    """The bytes behind a header as (N, *shape), at least one record."""
+    data = _read(path, name)[offset:]
+    size = int(np.prod(shape))
+    if not data or len(data) % size:
+        raise DataError(
+            f"{path}: expected records of {size} bytes behind {offset}, got {len(data)} bytes; fetch it again"
+        )
+    return np.frombuffer(data, np.uint8).reshape(-1, *shape)
 
 
 def _read(path: Path, name: str) -> bytes:
@@ -182,7 +208,7 @@ def _read(path: Path, name: str) -> bytes:
         raise DataError(f"{path}: not found; lay {name} out in its standard files there, or name another folder")
     try:
         return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: truncated or not gzip ({error}); fetch the file again") from error
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "input_node",
     "input_shape",
     "insert_input_reshape",
+    "is_recurrent",
     "logits_node",
     "refuse_training_mode",
     "with_outputs",
@@ -30,6 +31,8 @@ _SOFTMAX = {_aten.softmax.int, _aten._softmax.default, _aten.log_softmax.int, _a
 _LINEAR = {_aten.linear.default, _aten.addmm.default, _aten.mm.default, _aten.matmul.default}
 _CONVOLUTION = {_aten.conv2d.default, _aten.conv2d.padding, _aten.convolution.default}
 _BATCH_SHAPED = {_aten.view.default, _aten.reshape.default, _aten._unsafe_view.default, _aten.expand.default}
+# Their kernels abort the process on a state of another batch size than the images'.
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "mkldnn_rnn_layer")
 _TRAINING_FLAG = {_aten.batch_norm.default: 5, _aten.dropout.default: 2, _aten.feature_dropout.default: 2}
 _TRAINING_FLAG |= {_aten._native_batch_norm_legit.default: 5, _aten.native_dropout.default: 2}
 # Element-wise steps between a fully connected layer and the next: the features are taken before them.
@@ -179,6 +182,8 @@ def with_outputs(graph: fx.Graph, logits: fx.Node, features: list[fx.Node]) -> f
         node, rank = mapping[feature], feature.meta["val"].ndim
         if not 2 <= rank <= 4:
             raise ModelError(f"feature layer: expected (batch, features), got {tuple(feature.meta['val'].shape)}")
+        with copy.inserting_after(node):  # a later step may overwrite the value in place
+            node = copy.call_function(_aten.clone.default, (node,))
         if rank > 2:  # channel means of a feature map, token means of a sequence
             node = copy.call_function(_aten.mean.dim, (node, [2, 3] if rank == 4 else [1]))
         pooled.append(node)
@@ -213,6 +218,11 @@ def insert_input_reshape(module: fx.GraphModule, rank: int) -> None:
         flat = module.graph.call_function(_aten.flatten.using_ints, (placeholder, 1, -1 if end == 1 else 2))
     placeholder.replace_all_uses_with(flat, delete_user_cb=lambda user: user is not flat)
     module.recompile()
+
+
+def is_recurrent(graph: fx.Graph) -> bool:
+    """True when a recurrent layer is in the graph."""
+    return any(getattr(node.target, "__name__", "").split(".")[0] in _RECURRENT for node in graph.nodes)
 
 
 def works_for_any_batch(

@@ -189,15 +189,27 @@ def read_inspection(path: str | Path) -> Inspection:
         names = tuple(header["class_names"]) if header["class_names"] else None
         suspects = tuple(int(c) for c in header["suspects"])
         accuracy, feature_layer = float(header["accuracy"]), header["feature_layer"]
+        texts = [*(names or ()), *([] if feature_layer is None else [feature_layer])]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("class names and feature layer: expected text")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, OptionError) as error:
         raise DataError(f"{path}: not a readable inspection ({error}); run `inflight-edge inspect` again") from error
     n_classes, (channels, height, width) = len(masks), preprocess.input_shape
     shapes = {"masks": (n_classes, height, width), "patterns": (n_classes, channels, height, width)}
     shapes |= {"norms": (n_classes,), "success": (n_classes,)}
+    limits = {"masks": (0.0, 1.0), "patterns": (0.0, 1.0), "norms": (1e-12, np.inf), "success": (0.0, 1.0)}
     for name, shape in shapes.items():
-        if tensors[name].shape != shape or not np.isfinite(tensors[name]).all():
+        values, (low, high) = tensors[name], limits[name]
+        if values.shape != shape or not np.isfinite(values).all():
             raise DataError(
-                f"{path}: {name}: expected finite numbers of shape {shape}, got shape {tensors[name].shape}"
+                f"{path}: {name}: expected finite numbers of shape {shape}, got shape {values.shape}; "
+                "run `inflight-edge inspect` again"
+            )
+        dtype = np.dtype(np.float32 if name in ("masks", "patterns") else np.float64)
+        if values.dtype != dtype or not ((values >= low) & (values <= high)).all():
+            raise DataError(
+                f"{path}: {name}: expected {dtype} from {low:g} to {high:g}, got {values.dtype} from "
+                f"{values.min():g} to {values.max():g}; run `inflight-edge inspect` again"
             )
     if not all(0 <= c < n_classes for c in suspects) or (names is not None and len(names) != n_classes):
         raise DataError(

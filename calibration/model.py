@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import pickle
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +20,7 @@ from inflight_edge.calibration.graph import (
     input_node,
     input_shape,
     insert_input_reshape,
+    is_recurrent,
     logits_node,
     refuse_training_mode,
     with_outputs,
@@ -55,9 +56,9 @@ class Classifier:
             return self.graph(images)
         padding = -images.shape[0] % batch
         padded = torch.cat([images, images[-1:].expand(padding, *images.shape[1:])]) if padding else images
-        groups = padded.reshape(-1, batch, *images.shape[1:])
-        logits, features = torch.vmap(self.graph)(groups)
-        return logits.flatten(0, 1)[: images.shape[0]], features.flatten(0, 1)[: images.shape[0]]
+        parts = [self.graph(part) for part in padded.split(batch)]
+        logits, features = (torch.cat(outputs)[: images.shape[0]] for outputs in zip(*parts, strict=True))
+        return logits, features
 
 
 def load_program(path: str | Path) -> torch.export.ExportedProgram:
@@ -65,20 +66,20 @@ def load_program(path: str | Path) -> torch.export.ExportedProgram:
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"{path}: no such file; expected a torch.export program (.pt2)")
+    if not zipfile.is_zipfile(path):
+        raise ModelError(f"{path}: not a torch.export program, which is a zip archive; {REMEDY}")
+    logger = logging.getLogger("torch.export")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # it prints a traceback beside the error it raises
     try:
         with _no_code_from_pickles():
             return torch.export.load(path)
-    except (
-        RuntimeError,
-        ValueError,
-        KeyError,
-        OSError,
-        zipfile.BadZipFile,
-        pickle.UnpicklingError,
-        AssertionError,
-    ) as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{path}: not a readable torch.export program ({first_line}); {REMEDY}") from error
+    except Exception as error:
+        text = str(error).strip()
+        first_line = f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+        raise ModelError(f"{path}: not a readable torch.export program ({first_line[:200]}); {REMEDY}") from error
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager
@@ -148,7 +149,9 @@ def classifier_from_program(
 
     fixed = None
     classifier_graph = rebuilt(batch)
-    if batch is not None:
+    if batch is not None and is_recurrent(module.graph):
+        fixed, classifier_graph = batch, rebuilt(None)
+    elif batch is not None:
         original = fx.GraphModule(module, with_outputs(module.graph, output, []))
         if not works_for_any_batch(classifier_graph, original, shape, batch, rank):
             fixed, classifier_graph = batch, rebuilt(None)
@@ -169,4 +172,18 @@ def classifier_from_program(
             f"feature layer: expected at most {MAX_FEATURES} features, got {features.shape[1]} from {name}; "
             "name a smaller layer with --feature-layer"
         )
-    return Classifier(classifier_graph, shape, int(logits.shape[1]), int(features.shape[1]), name, fixed)
+    classifier = Classifier(classifier_graph, shape, int(logits.shape[1]), int(features.shape[1]), name, fixed)
+    _refuse_changing_answers(classifier)
+    return classifier
+
+
+def _refuse_changing_answers(classifier: Classifier) -> None:
+    """Raise ModelError when an image's logits change from call to call, or with the other images of its batch."""
+    images = torch.rand(3, *classifier.input_shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        together = classifier(images)[0]
+        again = classifier(images)[0]
+        alone = torch.cat([classifier(image[None])[0] for image in images])
+    for what, other in (("from call to call", again), ("with the other images of its batch", alone)):
+        if not torch.allclose(together, other, rtol=1e-3, atol=1e-3, equal_nan=True):
+            raise ModelError(f"model: an image's logits change {what}: exported in training mode; {REMEDY}")

@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = _add(commands, "demo", "the whole path on handwritten digits", "workstation", "demo")
     demo.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for what is made (default %(default)s)")
-    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--seed", type=seed, default=0)
     demo.add_argument("--quiet", action="store_true", help="no progress bars")
     return parser
 
@@ -141,7 +141,7 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--feature-layer", metavar="NAME", help="graph node or module; several joined by +; `penultimate`"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_argument("--json", action="store_true", help="JSON instead of a table")
 
@@ -151,6 +151,13 @@ def _engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scorer", choices=("auto", "cpu", "reference"), default="auto")
     parser.add_argument("--threads", type=int, help="threads of the engine")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def seed(text: str) -> int:
+    """A seed: an integer from 0 to 2**31 - 1."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) < 2**31):
+        raise argparse.ArgumentTypeError(f"expected an integer from 0 to {2**31 - 1}, got {text!r}")
+    return int(text)
 
 
 def number(text: str) -> float:
@@ -182,7 +189,7 @@ def class_index(text: str, names: Sequence[str]) -> int:
     """Class index from a name or an index; OptionError when there is none."""
     if text in names:
         return names.index(text)
-    if text.isdigit() and int(text) < len(names):
+    if text.isascii() and text.isdigit() and len(text) < 10 and int(text) < len(names):
         return int(text)
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     raise OptionError(f"--target: expected a class index from 0 to {len(names) - 1} or one of {shown}; got {text!r}")

@@ -28,24 +28,22 @@ def load_detector(options: argparse.Namespace) -> Detector:
 
 
 def score(options: argparse.Namespace) -> int:
-    """Print a verdict per image; an image that cannot be read is INVALID and makes the exit code 2."""
+    """Print a verdict per image; an image that cannot be judged is INVALID and makes the exit code 2."""
     detector = load_detector(options)
     channels = detector.bundle.preprocess.input_shape[0]
-    rows, unreadable = [], []
+    rows, invalid = [], []
     for name, frame in iter_images(options.images, channels):
-        if isinstance(frame, DataError):
-            verdict = Verdict(Decision.INVALID, reason=str(frame))
-            unreadable.append(str(frame))
-        else:
-            verdict = detector(frame)
+        verdict = Verdict(Decision.INVALID, reason=str(frame)) if isinstance(frame, DataError) else detector(frame)
+        if verdict.decision is Decision.INVALID:
+            invalid.append(verdict.reason if name in verdict.reason else f"{name}: {verdict.reason}")
         if options.json:
             print(json.dumps(_record(name, verdict, detector)), flush=True)
         else:
             rows.append(_row(name, verdict, detector))
     if rows:
         print(table(rows, _HEADER))
-    if unreadable:
-        raise DataError(f"{len(unreadable)} image(s) could not be read and are invalid; the first: {unreadable[0]}")
+    if invalid:
+        raise DataError(f"{len(invalid)} image(s) could not be judged and are invalid; the first: {invalid[0]}")
     return 0
 
 

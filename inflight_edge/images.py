@@ -9,7 +9,7 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from inflight_edge._optional import require
 from inflight_edge.errors import DataError, OptionError
 
-__all__ = ["IMAGE_SUFFIXES", "find_images", "iter_images", "read_image", "read_npz_images"]
+__all__ = ["IMAGE_SUFFIXES", "find_images", "iter_images", "read_image", "read_npz", "read_npz_images"]
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # No format that runs another program (EPS: Ghostscript) or is no camera's.
@@ -81,23 +81,35 @@ def _deep(image: Any) -> str:
     return ""
 
 
-def read_npz_images(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
-    """``images`` of an .npz: (N, H, W) or (N, H, W, channels) uint8.  Never unpickles.  Raises DataError."""
+def read_npz(path: str | os.PathLike[str], names: Sequence[str]) -> list[NDArray[Any]]:
+    """The named arrays of an .npz; other ones are ignored.  Never unpickles.  Raises DataError."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise DataError(f"{path}: expected an .npz file, got a folder or device")
         # Not numpy.load, which takes what is no .npz for a pickle and recommends to trust it.
         with open(path, "rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
-            if "images" not in archive.files:
-                got = ", ".join(sorted(archive.files)) or "nothing"
-                raise DataError(f"{path}: expected the array `images`, got {got}; use numpy.savez(path, images=...)")
-            images = archive["images"]
+            for name in names:
+                if name not in archive.files:
+                    got = ", ".join(sorted(archive.files)) or "nothing"
+                    raise DataError(
+                        f"{path}: expected the array `{name}`, got {got}; use numpy.savez(path, {name}=...)"
+                    )
+            arrays = [archive[name] for name in names]
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or _line(error)}") from error
     except _DAMAGED as error:
         raise DataError(f"{path}: expected an .npz file of numpy.savez: {_line(error)}") from error
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim not in (3, 4):
-        got = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else "raw bytes"
+    for name, array in zip(names, arrays, strict=True):
+        if not isinstance(array, np.ndarray):
+            raise DataError(f"{path}: {name}: expected an array, got raw bytes; write the file with numpy.savez")
+    return arrays
+
+
+def read_npz_images(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
+    """``images`` of an .npz: (N, H, W) or (N, H, W, channels) uint8.  Never unpickles.  Raises DataError."""
+    (images,) = read_npz(path, ("images",))
+    if images.dtype != np.uint8 or images.ndim not in (3, 4):
+        got = f"{images.dtype} {images.shape}"
         raise DataError(f"{path}: images: expected uint8 (N, H, W) or (N, H, W, channels), got {got}")
     return images
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +13,9 @@ __all__ = ["Preprocess", "resize_bilinear"]
 
 # ITU-R BT.601 luma, what Pillow's convert("L") uses as well.
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+# Constants outside are no preprocessing, and would overflow in float32.
+_LEAST, _MOST = 1e-37, 1e37
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +39,15 @@ class Preprocess:
             raise OptionError(
                 f"input shape: expected (channels, height, width), each at least 1, got {self.input_shape}"
             )
-        if not (math.isfinite(self.scale) and self.scale > 0):
+        if not _LEAST <= self.scale <= _MOST:
             raise OptionError(f"scale: expected a number > 0 such as 1/255, got {self.scale}")
         channels = self.input_shape[0]
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, channels):
                 raise OptionError(f"{name}: expected 1 or {channels} numbers (one per channel), got {len(values)}")
-            if not all(math.isfinite(value) for value in values):
+            if not all(abs(value) <= _MOST for value in values):
                 raise OptionError(f"{name}: expected finite numbers, got {values}")
-        if not all(value > 0 for value in self.std):
+        if not all(value >= _LEAST for value in self.std):
             raise OptionError(f"std: expected numbers > 0, got {self.std}")
 
     def pixels(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:

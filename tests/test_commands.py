@@ -121,7 +121,7 @@ def test_unreadable_images_are_invalid_and_the_others_are_judged(
         assert [line.split()[:2] for line in lines[2:4]] == [[str(bad), "invalid"], [f"{frames}[0]", "accept"]]
         assert len(lines) == 2 + 7
     assert captured.err.startswith(
-        f"inflight-edge: error: 1 image(s) could not be read and are invalid; the first: {bad}: expected an image"
+        f"inflight-edge: error: 1 image(s) could not be judged and are invalid; the first: {bad}: expected an image"
     )
     assert captured.err.count("\n") == 1
 

@@ -399,7 +399,7 @@ def test_file_that_is_no_program(tmp_path: Path, content: str) -> None:
     data = {"empty": b"", "text": b"weights\n", "half": whole[: len(whole) // 2], "tail": whole[:-20]}[content]
     path = tmp_path / "model.pt2"
     path.write_bytes(data)
-    with pytest.raises(ModelError, match=rf"^{path}: not a readable torch\.export program \(.*\); export the model"):
+    with pytest.raises(ModelError, match=rf"^{path}: not a (readable )?torch\.export program.*; export the model"):
         load_program(path)
 
 
