@@ -1,32 +1,35 @@
-/* Log-likelihood of a feature vector under the densities of one guard: the C interface. */
+/* Log-likelihood of a feature vector under the densities of one guard, and the verdict on it: the C interface. */
 #ifndef INFLIGHT_H
 #define INFLIGHT_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-/* ife_score keeps two feature vectors of this length on the stack: 2 x 64 KiB. */
+/* The scorers keep two vectors of this length on the stack: 2 x 64 KiB. */
 #define IFE_MAX_FEATURES 16384
 
 typedef enum {
     IFE_OK = 0,
-    IFE_NONFINITE = 1, /* a feature is NaN or infinite: every output is NaN */
-    IFE_INVALID = 2    /* the guard or an argument breaks its contract */
+    IFE_NONFINITE = 1,  /* a feature is NaN or infinite: every output of that frame is NaN */
+    IFE_INVALID = 2,    /* the guard or an argument breaks its contract */
+    IFE_NO_MEMORY = 3,  /* the allocation at load failed */
+    IFE_UNSUPPORTED = 4 /* this processor or this build lacks the instruction set */
 } ife_status;
 
 /* Form of ife_guard.whitener. */
 typedef enum { IFE_DIAGONAL = 0, IFE_SHARED = 1, IFE_FULL = 2 } ife_kind;
 
 /*
- * Parameters of one guard.  Every array belongs to the caller, is only read, and must outlive the guard.
+ * Parameters of one guard.  Every array belongs to the caller and is only read.
  * D = n_features, R = n_rows, M = n_components; z = (features - mean) / scale, without a unit.
  *
  * offsets    (R + 1)  density row r owns the components offsets[r] .. offsets[r + 1] - 1; strictly increasing, 0 to M
  * mean       (D)
- * scale      (D)      > 0
+ * scale      (D)      >= FLT_MIN
  * origin     (D)      shared: a point amid the component means, subtracted from z; other kinds: NULL
  * centres    (M, D)   diagonal, full: component means of z;  shared: W (component mean - origin)
  * whitener            diagonal: (M, D) 1 / standard deviation;
@@ -48,17 +51,60 @@ typedef struct {
     const float *constants;
 } ife_guard;
 
-/* IFE_OK, or IFE_INVALID when a count, pointer or offset breaks the contract above.  Call it once, after filling in. */
+/* Zero is IFE_VERDICT_INVALID: memory nobody filled in is never an acceptance. */
+typedef enum { IFE_VERDICT_INVALID = 0, IFE_VERDICT_ACCEPT = 1, IFE_VERDICT_TRIGGER = 2 } ife_decision;
+
+/* Verdict on one frame that the classifier predicted as the guard's target. */
+typedef struct {
+    int32_t decision; /* an ife_decision */
+    int32_t source;   /* TRIGGER: class index of the best other class, the lowest among equals; else -1 */
+    double margin;    /* nats: best other log-likelihood - target's; < 0 accepts, >= 0 is a trigger, NaN is invalid */
+} ife_verdict;
+
+/* A guard laid out for one instruction set.  Never changes after ife_scorer_create: any number of threads share it. */
+typedef struct ife_scorer ife_scorer;
+
+/* IFE_OK, or IFE_INVALID when a count, pointer or offset breaks the contract above, or a parameter is not finite. */
 ife_status ife_guard_check(const ife_guard *guard);
+
+/* Instruction set i that this processor runs, fastest first: "avx512", "avx2", "neon", "portable"; NULL past the end. */
+const char *ife_instruction_set(int32_t i);
+
+/*
+ * Copies a guard into the layout that the scorers read; nothing of the caller's is kept.
+ *
+ * classes          (R)  class index of each density row
+ * target_row            density row of the guard's target class
+ * instruction_set       one of the names above, or NULL for the fastest
+ * scorer                set to the new scorer, or to NULL when the status is not IFE_OK
+ */
+ife_status ife_scorer_create(const ife_guard *guard, const int32_t *classes, int32_t target_row,
+                             const char *instruction_set, ife_scorer **scorer);
+
+/* NULL is allowed. */
+void ife_scorer_destroy(ife_scorer *scorer);
 
 /*
  * Log-likelihood of one feature vector under each density row: features (D) -> log_likelihoods (R), nats.
  *
- * No heap, no lock, no global state: any number of threads may share a guard.  A squared distance above FLT_MAX
- * gives -INFINITY, never NaN.  A NaN or infinite feature makes every output NaN and the status IFE_NONFINITE.
- * The guard must have passed ife_guard_check.
+ * No heap, no lock, no global state.  A squared distance above FLT_MAX gives -INFINITY, never NaN.
+ * Error: at most 1e-5 of the sum of the magnitudes of the terms added (weight, normaliser and half squared distance of
+ * each component, by its share in the row), however small the deviations are against z.  Shared adds u (d + u), with
+ * d = |W (z - mean)| and u = 2^-22 | |W| |z - origin| |: it matters where means lie thousands of deviations apart.
  */
-ife_status ife_score(const ife_guard *guard, const float *features, float *log_likelihoods);
+ife_status ife_score(const ife_scorer *scorer, const float *features, float *log_likelihoods);
+
+/*
+ * The same for n_frames: features (n_frames, D) -> log_likelihoods (n_frames, R), bit for bit what ife_score gives.
+ * IFE_NONFINITE when it holds for at least one frame; the others are scored.
+ */
+ife_status ife_score_batch(const ife_scorer *scorer, const float *features, size_t n_frames, float *log_likelihoods);
+
+/*
+ * Verdict on one frame.  Reads less than ife_score where the verdict needs less; the margin then differs from the
+ * difference of two log-likelihoods by their error at most.  No heap, no lock.
+ */
+ife_status ife_judge(const ife_scorer *scorer, const float *features, ife_verdict *verdict);
 
 #ifdef __cplusplus
 }

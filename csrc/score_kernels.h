@@ -1,0 +1,416 @@
+/*
+ * The scorer's loops over a vector type: included once by each instruction set's file, which defines before
+ *
+ * vec, WIDTH     float vector and its lanes;  vec_load, vec_store (unaligned), vec_set, vec_add, vec_sub, vec_mul
+ * vec_fma        a * b + c;  vec_fnma: c - a * b;  vec_sum: horizontal;  vec_min, vec_max
+ * vec_round      to the nearest integer;  vec_power: 2^n, n integral in -126..127
+ * vec_split      x > 0 as mantissa in [2/3, 4/3) and exponent
+ * vec_standardise  ife_standardise_pair of each lane
+ * SINGLE         components summed at a time for one frame
+ * FRAMES, COMPONENTS  the same for a batch: FRAMES x COMPONENTS partial sums stay in registers
+ * PANEL_FRAMES, PHASES  frames per pass over a panel, and interleaved partial sums of each
+ *
+ * The order of the additions of one frame's score depends on none of them but WIDTH and PHASES: a batch scores each
+ * frame as it would be alone, bit for bit.
+ */
+#include "score.h"
+#include "score_math.h"
+
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLLED _Pragma("GCC unroll 16")
+#define UNROLL (IFE_LANES / WIDTH)
+/* Features summed in float before the sum goes to a double: 64 additions a lane, relative error below 4e-6. */
+#define BLOCK 1024
+/* Columns of a panel summed in one register, before the sum goes to another: 32 + D / (32 PHASES) additions in all. */
+#define COLUMNS (32 * PHASES)
+/* Components whose distances wait for their log-sum-exp. */
+#define CHUNK 64
+/* Frames that share a pass over the parameters. */
+#define MAX_FRAMES 24
+/* Floats of each of two buffers on the stack. */
+#define SCRATCH IFE_MAX_FEATURES
+
+INLINE float lane_sum(const vec *lanes) {
+    vec sum = lanes[0];
+    UNROLLED for (int u = 1; u < UNROLL; ++u) sum = vec_add(sum, lanes[u]);
+    return vec_sum(sum);
+}
+
+/*
+ * z of the features start .. end - 1 (end - start a multiple of IFE_LANES, padded with 0): high and low, or, with a
+ * centre, high = z - centre alone.  False when a feature is not finite: 0 x is then NaN.
+ */
+INLINE bool standardise(const ife_scorer *scorer, const float *features, size_t start, size_t end, const float *centre,
+                        float *high, float *low) {
+    const size_t n = (size_t)scorer->n_features;
+    const vec zero = vec_set(0.0f);
+    vec poison = zero;
+    for (size_t d = start; d < end; d += IFE_LANES) {
+        float tail[IFE_LANES] = {0.0f};
+        const float *block = features + d;
+        if (d + IFE_LANES > n) {
+            for (size_t l = 0; d + l < n; ++l) tail[l] = features[d + l];
+            block = tail;
+        }
+        UNROLLED for (int u = 0; u < UNROLL; ++u) {
+            const size_t at = d + (size_t)u * WIDTH;
+            const vec x = vec_load(block + u * WIDTH);
+            vec z_low;
+            const vec z = vec_standardise(x, vec_load(scorer->mean + at), vec_load(scorer->scale + at),
+                                          vec_load(scorer->inverse_scale + at), &z_low);
+            poison = vec_fma(x, zero, poison);
+            if (centre) {
+                vec_store(high + at - start, vec_add(vec_sub(z, vec_load(centre + at)), z_low));
+            } else {
+                vec_store(high + at - start, z);
+                vec_store(low + at - start, z_low);
+            }
+        }
+    }
+    return vec_sum(poison) == 0.0f;
+}
+
+/*
+ * Adds to totals[f * CHUNK + c] the squared distances over n features of `frames` points from `components` centres.
+ * diagonal: ((high - centre) + low) * inverse deviation, the two interleaved; else: high - centre.
+ */
+INLINE void distance_tile(const int frames, const int components, const bool diagonal, const float *high,
+                          const float *low, size_t step, const float *parameters, size_t stride, size_t n,
+                          double *totals) {
+    vec sums[4][4][UNROLL];
+    UNROLLED for (int f = 0; f < frames; ++f)
+        UNROLLED for (int c = 0; c < components; ++c)
+            UNROLLED for (int u = 0; u < UNROLL; ++u) sums[f][c][u] = vec_set(0.0f);
+    for (size_t d = 0; d < n; d += IFE_LANES) {
+        UNROLLED for (int u = 0; u < UNROLL; ++u) {
+            const size_t at = d + (size_t)u * WIDTH;
+            UNROLLED for (int c = 0; c < components; ++c) {
+                const float *parameter = parameters + (size_t)c * stride + (diagonal ? d : 0) + at;
+                const vec centre = vec_load(parameter);
+                const vec weight = diagonal ? vec_load(parameter + IFE_LANES) : centre;
+                UNROLLED for (int f = 0; f < frames; ++f) {
+                    vec y = vec_sub(vec_load(high + (size_t)f * step + at), centre);
+                    if (diagonal) y = vec_mul(vec_add(y, vec_load(low + (size_t)f * step + at)), weight);
+                    sums[f][c][u] = vec_fma(y, y, sums[f][c][u]);
+                }
+            }
+        }
+    }
+    UNROLLED for (int f = 0; f < frames; ++f)
+        UNROLLED for (int c = 0; c < components; ++c) totals[f * CHUNK + c] += (double)lane_sum(sums[f][c]);
+}
+
+INLINE void distance_columns(const int components, const bool diagonal, const float *high, const float *low, size_t step,
+                             size_t n_frames, const float *parameters, size_t stride, size_t n, double *totals) {
+    size_t f = 0;
+    if (components <= COMPONENTS)
+        for (; f + FRAMES <= n_frames; f += FRAMES)
+            distance_tile(FRAMES, components, diagonal, high + f * step, low + f * step, step, parameters, stride, n,
+                          totals + f * CHUNK);
+    for (; f < n_frames; ++f)
+        distance_tile(1, components, diagonal, high + f * step, low + f * step, step, parameters, stride, n,
+                      totals + f * CHUNK);
+}
+
+/* The same for any number of frames and components. */
+INLINE void distances(const bool diagonal, const float *high, const float *low, size_t step, size_t n_frames,
+                      const float *parameters, size_t stride, size_t n_components, size_t n, double *totals) {
+    const size_t most = n_frames < FRAMES ? SINGLE : COMPONENTS;
+    size_t c = 0;
+    for (; most == 4 && c + 4 <= n_components; c += 4)
+        distance_columns(4, diagonal, high, low, step, n_frames, parameters + c * stride, stride, n, totals + c);
+    for (; most >= 2 && c + 2 <= n_components; c += 2)
+        distance_columns(2, diagonal, high, low, step, n_frames, parameters + c * stride, stride, n, totals + c);
+    for (; c < n_components; ++c)
+        distance_columns(1, diagonal, high, low, step, n_frames, parameters + c * stride, stride, n, totals + c);
+}
+
+/* y[f][16 rows] of one panel times n_columns of `frames` vectors. */
+INLINE void panel_tile(const int frames, const float *panel, const float *vectors, size_t step, size_t n_columns,
+                       vec y[PANEL_FRAMES][UNROLL]) {
+    UNROLLED for (int f = 0; f < frames; ++f)
+        UNROLLED for (int u = 0; u < UNROLL; ++u) y[f][u] = vec_set(0.0f);
+    for (size_t start = 0; start < n_columns; start += COLUMNS) {
+        const size_t end = n_columns - start < COLUMNS ? n_columns : start + COLUMNS;
+        vec sums[PANEL_FRAMES][PHASES][UNROLL];
+        UNROLLED for (int f = 0; f < frames; ++f)
+            UNROLLED for (int p = 0; p < PHASES; ++p)
+                UNROLLED for (int u = 0; u < UNROLL; ++u) sums[f][p][u] = vec_set(0.0f);
+        for (size_t d = start; d < end; d += PHASES) {
+            UNROLLED for (int p = 0; p < PHASES; ++p) {
+                vec column[UNROLL];
+                UNROLLED for (int u = 0; u < UNROLL; ++u)
+                    column[u] = vec_load(panel + (d + (size_t)p) * IFE_LANES + u * WIDTH);
+                UNROLLED for (int f = 0; f < frames; ++f) {
+                    const vec factor = vec_set(vectors[(size_t)f * step + d + (size_t)p]);
+                    UNROLLED for (int u = 0; u < UNROLL; ++u)
+                        sums[f][p][u] = vec_fma(column[u], factor, sums[f][p][u]);
+                }
+            }
+        }
+        UNROLLED for (int f = 0; f < frames; ++f)
+            UNROLLED for (int u = 0; u < UNROLL; ++u) {
+                vec sum = sums[f][0][u];
+                UNROLLED for (int p = 1; p < PHASES; ++p) sum = vec_add(sum, sums[f][p][u]);
+                y[f][u] = vec_add(y[f][u], sum);
+            }
+    }
+}
+
+/* Panel p of a triangle W times each vector: stored at y, or, without y, its squares added to norms. */
+INLINE void panel_frames(const int frames, const float *triangle, size_t p, const float *vectors, size_t step, float *y,
+                         double *norms) {
+    vec sums[PANEL_FRAMES][UNROLL];
+    panel_tile(frames, triangle + ife_panel_start(p), vectors, step, (p + 1) * IFE_LANES, sums);
+    UNROLLED for (int f = 0; f < frames; ++f) {
+        UNROLLED for (int u = 0; u < UNROLL; ++u) {
+            if (y) vec_store(y + (size_t)f * step + p * IFE_LANES + u * WIDTH, sums[f][u]);
+            sums[f][u] = vec_mul(sums[f][u], sums[f][u]);
+        }
+        if (!y) norms[f] += (double)lane_sum(sums[f]);
+    }
+}
+
+/* W times each vector, or the squared norms of the products; a panel is read once for all frames. */
+INLINE void whiten(const ife_scorer *scorer, const float *triangle, const float *vectors, size_t step, size_t n_frames,
+                   float *y, double *norms) {
+    for (size_t f = 0; norms && f < n_frames; ++f) norms[f] = 0.0;
+    for (size_t p = 0; p < scorer->padded / IFE_LANES; ++p) {
+        size_t f = 0;
+        for (; f + PANEL_FRAMES <= n_frames; f += PANEL_FRAMES)
+            panel_frames(PANEL_FRAMES, triangle, p, vectors + f * step, step, y ? y + f * step : NULL, norms + f);
+        for (; f < n_frames; ++f)
+            panel_frames(1, triangle, p, vectors + f * step, step, y ? y + f * step : NULL, norms + f);
+    }
+}
+
+/* exp: Cody-Waite reduction by log 2, polynomial of Cephes' expf. */
+static void exponentials(float *x, size_t n) {
+    for (size_t i = 0; i < n; i += WIDTH) {
+        const vec original = vec_load(x + i);
+        const vec t = vec_max(original, vec_set(-87.0f));
+        const vec power = vec_round(vec_mul(t, vec_set(1.44269504f)));
+        vec r = vec_fnma(power, vec_set(0.693359375f), t);
+        r = vec_fnma(power, vec_set(-2.12194440e-4f), r);
+        vec p = vec_fma(vec_set(1.9875691500e-4f), r, vec_set(1.3981999507e-3f));
+        p = vec_fma(p, r, vec_set(8.3334519073e-3f));
+        p = vec_fma(p, r, vec_set(4.1665795894e-2f));
+        p = vec_fma(p, r, vec_set(1.6666665459e-1f));
+        p = vec_fma(p, r, vec_set(5.0000001201e-1f));
+        p = vec_add(vec_fma(vec_mul(p, r), r, r), vec_set(1.0f));
+        vec_store(x + i, vec_zero_below(original, -87.0f, vec_mul(p, vec_power(power))));
+    }
+}
+
+/* log: x = m 2^e; log(1 + f) = f - f^2 / 2 + f^3 q(f), q fitted on [-1/3, 1/3] with relative error 5e-9. */
+static void logarithms(float *x, size_t n) {
+    static const float q[] = {0.139913127f,  -0.121829443f, 0.140045926f,  -0.166805714f,
+                              0.200104758f, -0.249997959f, 0.333332151f};
+    for (size_t i = 0; i < n; i += WIDTH) {
+        vec exponent;
+        const vec f = vec_sub(vec_split(vec_load(x + i), &exponent), vec_set(1.0f));
+        vec p = vec_set(-0.128980726f);
+        UNROLLED for (int j = 0; j < 7; ++j) p = vec_fma(p, f, vec_set(q[j]));
+        const vec square = vec_mul(f, f);
+        p = vec_fma(vec_mul(square, f), p, vec_mul(exponent, vec_set(-2.12194440e-4f)));
+        p = vec_add(f, vec_fnma(square, vec_set(0.5f), p));
+        vec_store(x + i, vec_fma(exponent, vec_set(0.693359375f), p));
+    }
+}
+
+/*
+ * Row values from the log-likelihoods of the components first .. end - 1 (at most CHUNK; values is overwritten).
+ * open: partial sum of the row that the last call left unfinished.  Writes out[0] for `row`, and so on; returns the
+ * first row not finished.
+ */
+static int32_t close_rows(const ife_scorer *scorer, float *values, int32_t first, int32_t end, int32_t row,
+                          ife_lse *open, float *out) {
+    if (scorer->n_rows == scorer->n_components) {
+        memcpy(out, values, (size_t)(end - first) * sizeof *out);
+        return row + end - first;
+    }
+    float largest[CHUNK];
+    float sums[CHUNK];
+    int32_t r = row;
+    for (int32_t k = first; k < end; ++r) {
+        const int32_t stop = scorer->offsets[r + 1] < end ? scorer->offsets[r + 1] : end;
+        float most = -INFINITY;
+        for (int32_t j = k; j < stop; ++j) most = values[j - first] > most ? values[j - first] : most;
+        for (int32_t j = k; j < stop; ++j)
+            values[j - first] = values[j - first] == -INFINITY ? -INFINITY : values[j - first] - most;
+        largest[r - row] = most;
+        k = stop;
+    }
+    exponentials(values, ife_padded((size_t)(end - first)));
+    r = row;
+    for (int32_t k = first; k < end;) {
+        const int32_t stop = scorer->offsets[r + 1] < end ? scorer->offsets[r + 1] : end;
+        ife_lse partial = {largest[r - row], 0.0f};
+        for (int32_t j = k; j < stop; ++j) partial.sum += values[j - first];
+        *open = ife_lse_merge(*open, partial);
+        k = stop;
+        if (stop < scorer->offsets[r + 1]) break;
+        largest[r - row] = open->max;
+        sums[r - row] = open->max == -INFINITY ? 1.0f : open->sum;
+        *open = (ife_lse){-INFINITY, 0.0f};
+        ++r;
+    }
+    for (size_t i = (size_t)(r - row); i < ife_padded((size_t)(r - row)); ++i) sums[i] = 1.0f;
+    logarithms(sums, ife_padded((size_t)(r - row)));
+    for (int32_t i = 0; i < r - row; ++i) out[i] = largest[i] + sums[i];
+    return r;
+}
+
+/* Coordinates of a vector in the subspace of the component means, four at a time: basis has rows of 0 at its end. */
+static void project(const ife_scorer *scorer, const float *vector, float *position) {
+    const size_t rank = (size_t)scorer->rank, padded = scorer->padded;
+    memset(position, 0, ife_padded(rank) * sizeof *position);
+    for (size_t first = 0; first < rank; first += 4) {
+        const float *basis = scorer->basis + first * padded;
+        double totals[4] = {0.0};
+        for (size_t start = 0; start < padded; start += BLOCK) {
+            const size_t end = padded - start < BLOCK ? padded : start + BLOCK;
+            vec sums[4][UNROLL];
+            UNROLLED for (int r = 0; r < 4; ++r)
+                UNROLLED for (int u = 0; u < UNROLL; ++u) sums[r][u] = vec_set(0.0f);
+            for (size_t d = start; d < end; d += IFE_LANES)
+                UNROLLED for (int u = 0; u < UNROLL; ++u) {
+                    const vec x = vec_load(vector + d + u * WIDTH);
+                    UNROLLED for (int r = 0; r < 4; ++r)
+                        sums[r][u] = vec_fma(vec_load(basis + (size_t)r * padded + d + u * WIDTH), x, sums[r][u]);
+                }
+            UNROLLED for (int r = 0; r < 4; ++r) totals[r] += (double)lane_sum(sums[r]);
+        }
+        for (size_t r = 0; r < 4; ++r) position[first + r] = (float)totals[r];
+    }
+}
+
+INLINE double squared_norm(const float *vector, size_t n) {
+    vec sums[UNROLL];
+    UNROLLED for (int u = 0; u < UNROLL; ++u) sums[u] = vec_set(0.0f);
+    for (size_t d = 0; d < n; d += IFE_LANES)
+        UNROLLED for (int u = 0; u < UNROLL; ++u) {
+            const vec x = vec_load(vector + d + u * WIDTH);
+            sums[u] = vec_fma(x, x, sums[u]);
+        }
+    return (double)lane_sum(sums);
+}
+
+/* What a block of frames is compared with, and how: set up once a block, used by every chunk of components. */
+typedef struct {
+    const float *centres;
+    size_t stride; /* floats from one component's centre to the next */
+    size_t length; /* dimensions of the points, padded */
+    size_t step;   /* floats from one frame's point to the next */
+} comparison;
+
+/* z of a block of features of each frame; a frame stays finite when it was and the block is. */
+INLINE void standardise_frames(const ife_scorer *scorer, const float *features, size_t n_frames, size_t start, size_t end,
+                               const float *centre, size_t step, float *high, float *low, bool *finite) {
+    for (size_t f = 0; f < n_frames; ++f)
+        finite[f] &= standardise(scorer, features + f * (size_t)scorer->n_features, start, end, centre,
+                                 high + f * step, low + f * step);
+}
+
+/* Shared: the points are W (z - origin), or, for the verdict alone, their coordinates in the centres' subspace. */
+INLINE comparison shared_points(const ife_scorer *scorer, const float *features, size_t n_frames, bool relative,
+                                float *centred, float *points, bool *finite) {
+    const size_t padded = scorer->padded;
+    standardise_frames(scorer, features, n_frames, 0, padded, scorer->origin, padded, centred, centred, finite);
+    /* Beyond the limit the distance in all dimensions could overflow: it is then computed, so that it does. */
+    if (relative && scorer->rank && n_frames == 1 && squared_norm(centred, padded) < scorer->largest_norm) {
+        const size_t rank = ife_padded((size_t)scorer->rank);
+        project(scorer, centred, points);
+        return (comparison){scorer->positions, rank, rank, rank};
+    }
+    whiten(scorer, scorer->panels, centred, padded, n_frames, points, NULL);
+    return (comparison){scorer->centres, padded, padded, padded};
+}
+
+/* Squared distances of the frames from the components first .. end - 1: totals[f * CHUNK + c]. */
+INLINE void chunk_distances(const ife_scorer *scorer, const float *features, size_t n_frames, const comparison *with,
+                            int32_t first, int32_t end, float *a, float *b, bool *finite, double *totals) {
+    const size_t padded = scorer->padded, count = (size_t)(end - first);
+    if (scorer->kind == IFE_FULL) {
+        for (size_t c = 0; c < count; ++c) {
+            const size_t m = (size_t)first + c;
+            double norms[MAX_FRAMES];
+            standardise_frames(scorer, features, n_frames, 0, padded, scorer->centres + m * padded, padded, a, a, finite);
+            whiten(scorer, scorer->panels + m * ife_panel_start(padded / IFE_LANES), a, padded, n_frames, NULL, norms);
+            for (size_t f = 0; f < n_frames; ++f) totals[f * CHUNK + c] = norms[f];
+        }
+        return;
+    }
+    for (size_t f = 0; f < n_frames; ++f) memset(totals + f * CHUNK, 0, count * sizeof *totals);
+    for (size_t start = 0; start < with->length; start += BLOCK) {
+        const size_t end_block = with->length - start < BLOCK ? with->length : start + BLOCK;
+        const float *centres = with->centres + (size_t)first * with->stride;
+        if (scorer->kind == IFE_SHARED) {
+            distances(false, b + start, b + start, with->step, n_frames, centres + start, with->stride, count,
+                      end_block - start, totals);
+            continue;
+        }
+        if (padded > BLOCK)
+            standardise_frames(scorer, features, n_frames, start, end_block, NULL, with->step, a, b, finite);
+        distances(true, a, b, with->step, n_frames, centres + 2 * start, with->stride, count, end_block - start, totals);
+    }
+}
+
+/* n_frames at most MAX_FRAMES and such that their points fit in SCRATCH. */
+static ife_status score_block(const ife_scorer *scorer, const float *features, size_t n_frames, int32_t first_row,
+                              int32_t end_row, bool relative, float *out, size_t stride) {
+    _Alignas(64) float a[SCRATCH];
+    _Alignas(64) float b[SCRATCH];
+    _Alignas(64) float values[CHUNK];
+    double totals[MAX_FRAMES * CHUNK];
+    ife_lse open[MAX_FRAMES];
+    bool finite[MAX_FRAMES];
+    const size_t padded = scorer->padded;
+    comparison with = {scorer->centres, 2 * padded, padded, padded < BLOCK ? padded : BLOCK};
+    for (size_t f = 0; f < n_frames; ++f) {
+        finite[f] = true;
+        open[f] = (ife_lse){-INFINITY, 0.0f};
+    }
+    if (scorer->kind == IFE_SHARED)
+        with = shared_points(scorer, features, n_frames, relative, a, b, finite);
+    else if (scorer->kind == IFE_DIAGONAL && padded <= BLOCK)
+        standardise_frames(scorer, features, n_frames, 0, padded, NULL, with.step, a, b, finite);
+    int32_t row = first_row;
+    for (int32_t first = scorer->offsets[first_row]; first < scorer->offsets[end_row]; first += CHUNK) {
+        const int32_t left = scorer->offsets[end_row] - first;
+        const int32_t count = left < CHUNK ? left : CHUNK;
+        int32_t next = row;
+        chunk_distances(scorer, features, n_frames, &with, first, first + count, a, b, finite, totals);
+        for (size_t f = 0; f < n_frames; ++f) {
+            for (int32_t c = 0; c < count; ++c)
+                values[c] = ife_component(scorer->constants[first + c], (float)totals[f * CHUNK + (size_t)c]);
+            for (int32_t c = count; c < CHUNK && c % IFE_LANES; ++c) values[c] = 0.0f;
+            next = close_rows(scorer, values, first, first + count, row, &open[f], out + f * stride + row - first_row);
+        }
+        row = next;
+    }
+    ife_status status = IFE_OK;
+    for (size_t f = 0; f < n_frames; ++f) {
+        if (finite[f]) continue;
+        for (int32_t r = 0; r < end_row - first_row; ++r) out[f * stride + (size_t)r] = NAN;
+        status = IFE_NONFINITE;
+    }
+    return status;
+}
+
+static ife_status score(const ife_scorer *scorer, const float *features, size_t n_frames, int32_t first_row,
+                        int32_t end_row, bool relative, float *out, size_t stride) {
+    const size_t step = scorer->kind == IFE_DIAGONAL && scorer->padded > BLOCK ? BLOCK : scorer->padded;
+    size_t most = SCRATCH / step < MAX_FRAMES ? SCRATCH / step : MAX_FRAMES;
+    if (most > PANEL_FRAMES && scorer->kind != IFE_DIAGONAL) most -= most % PANEL_FRAMES;
+    ife_status status = IFE_OK;
+    for (size_t f = 0; f < n_frames; f += most) {
+        const size_t count = n_frames - f < most ? n_frames - f : most;
+        if (score_block(scorer, features + f * (size_t)scorer->n_features, count, first_row, end_row, relative,
+                        out + f * stride, stride) != IFE_OK)
+            status = IFE_NONFINITE;
+    }
+    return status;
+}
