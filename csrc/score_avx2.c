@@ -3,8 +3,7 @@
 
 typedef __m256 vec;
 #define WIDTH 8
-#define SINGLE 4
-#define FRAMES 2
+#define FRAMES 4
 #define COMPONENTS 2
 #define PANEL_FRAMES 3
 #define PHASES 2

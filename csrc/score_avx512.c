@@ -3,7 +3,6 @@
 
 typedef __m512 vec;
 #define WIDTH 16
-#define SINGLE 4
 #define FRAMES 4
 #define COMPONENTS 4
 #define PANEL_FRAMES 6

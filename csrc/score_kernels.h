@@ -6,7 +6,7 @@
  * vec_round      to the nearest integer;  vec_power: 2^n, n integral in -126..127
  * vec_split      x > 0 as mantissa in [2/3, 4/3) and exponent
  * vec_standardise  ife_standardise_pair of each lane
- * SINGLE         components summed at a time for one frame
+
  * FRAMES, COMPONENTS  the same for a batch: FRAMES x COMPONENTS partial sums stay in registers
  * PANEL_FRAMES, PHASES  frames per pass over a panel, and interleaved partial sums of each
  *
@@ -19,6 +19,7 @@
 #include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
+#define SEPARATE static __attribute__((noinline)) /* its own registers: inlined side by side, gcc 12 spills the sums */
 #define UNROLLED _Pragma("GCC unroll 16")
 #define UNROLL (IFE_LANES / WIDTH)
 /* Features summed in float before the sum goes to a double: 64 additions a lane, relative error below 4e-6. */
@@ -75,25 +76,35 @@ INLINE bool standardise(const ife_scorer *scorer, const float *features, size_t 
 /*
  * Adds to totals[f * CHUNK + c] the squared distances over n features of `frames` points from `components` centres.
  * diagonal: ((high - centre) + low) * inverse deviation, the two interleaved; else: high - centre.
+ * One frame: the parameters stream past once.  More: a pass for each register of a block of lanes, so that
+ * frames x components sums and what they are made of stay in registers; the block is in the first cache by then.
  */
 INLINE void distance_tile(const int frames, const int components, const bool diagonal, const float *high,
                           const float *low, size_t step, const float *parameters, size_t stride, size_t n,
                           double *totals) {
     vec sums[4][4][UNROLL];
+    const int at_once = frames > 1 ? 1 : UNROLL;
     UNROLLED for (int f = 0; f < frames; ++f)
         UNROLLED for (int c = 0; c < components; ++c)
             UNROLLED for (int u = 0; u < UNROLL; ++u) sums[f][c][u] = vec_set(0.0f);
-    for (size_t d = 0; d < n; d += IFE_LANES) {
-        UNROLLED for (int u = 0; u < UNROLL; ++u) {
-            const size_t at = d + (size_t)u * WIDTH;
-            UNROLLED for (int c = 0; c < components; ++c) {
-                const float *parameter = parameters + (size_t)c * stride + (diagonal ? d : 0) + at;
-                const vec centre = vec_load(parameter);
-                const vec weight = diagonal ? vec_load(parameter + IFE_LANES) : centre;
+    UNROLLED for (int first = 0; first < UNROLL; first += at_once) {
+        for (size_t d = 0; d < n; d += IFE_LANES) {
+            UNROLLED for (int u = first; u < first + at_once; ++u) {
+                const size_t at = d + (size_t)u * WIDTH;
+                vec centre[4], weight[4];
+                UNROLLED for (int c = 0; c < components; ++c) {
+                    const float *parameter = parameters + (size_t)c * stride + (diagonal ? d : 0) + at;
+                    centre[c] = vec_load(parameter);
+                    weight[c] = diagonal ? vec_load(parameter + IFE_LANES) : centre[c];
+                }
                 UNROLLED for (int f = 0; f < frames; ++f) {
-                    vec y = vec_sub(vec_load(high + (size_t)f * step + at), centre);
-                    if (diagonal) y = vec_mul(vec_add(y, vec_load(low + (size_t)f * step + at)), weight);
-                    sums[f][c][u] = vec_fma(y, y, sums[f][c][u]);
+                    const vec z = vec_load(high + (size_t)f * step + at);
+                    const vec rest = diagonal ? vec_load(low + (size_t)f * step + at) : z;
+                    UNROLLED for (int c = 0; c < components; ++c) {
+                        vec y = vec_sub(z, centre[c]);
+                        if (diagonal) y = vec_mul(vec_add(y, rest), weight[c]);
+                        sums[f][c][u] = vec_fma(y, y, sums[f][c][u]);
+                    }
                 }
             }
         }
@@ -102,36 +113,55 @@ INLINE void distance_tile(const int frames, const int components, const bool dia
         UNROLLED for (int c = 0; c < components; ++c) totals[f * CHUNK + c] += (double)lane_sum(sums[f][c]);
 }
 
-INLINE void distance_columns(const int components, const bool diagonal, const float *high, const float *low, size_t step,
-                             size_t n_frames, const float *parameters, size_t stride, size_t n, double *totals) {
-    size_t f = 0;
-    if (components <= COMPONENTS)
-        for (; f + FRAMES <= n_frames; f += FRAMES)
-            distance_tile(FRAMES, components, diagonal, high + f * step, low + f * step, step, parameters, stride, n,
-                          totals + f * CHUNK);
-    for (; f < n_frames; ++f)
-        distance_tile(1, components, diagonal, high + f * step, low + f * step, step, parameters, stride, n,
-                      totals + f * CHUNK);
-}
+#define DISTANCES(name, frames, components, diagonal)                                                        \
+    SEPARATE void name(const float *high, const float *low, size_t step, const float *parameters, size_t stride, \
+                       size_t n, double *totals) {                                                           \
+        distance_tile(frames, components, diagonal, high, low, step, parameters, stride, n, totals);         \
+    }
+DISTANCES(diagonal_1x1, 1, 1, true)
+DISTANCES(diagonal_1x2, 1, 2, true)
+DISTANCES(diagonal_1x4, 1, 4, true)
+DISTANCES(diagonal_many_x1, FRAMES, 1, true)
+DISTANCES(diagonal_many, FRAMES, COMPONENTS, true)
+DISTANCES(euclidean_1x1, 1, 1, false)
+DISTANCES(euclidean_1x2, 1, 2, false)
+DISTANCES(euclidean_1x4, 1, 4, false)
+DISTANCES(euclidean_many_x1, FRAMES, 1, false)
+DISTANCES(euclidean_many, FRAMES, COMPONENTS, false)
 
 /* The same for any number of frames and components. */
 INLINE void distances(const bool diagonal, const float *high, const float *low, size_t step, size_t n_frames,
                       const float *parameters, size_t stride, size_t n_components, size_t n, double *totals) {
-    const size_t most = n_frames < FRAMES ? SINGLE : COMPONENTS;
-    size_t c = 0;
-    for (; most == 4 && c + 4 <= n_components; c += 4)
-        distance_columns(4, diagonal, high, low, step, n_frames, parameters + c * stride, stride, n, totals + c);
-    for (; most >= 2 && c + 2 <= n_components; c += 2)
-        distance_columns(2, diagonal, high, low, step, n_frames, parameters + c * stride, stride, n, totals + c);
-    for (; c < n_components; ++c)
-        distance_columns(1, diagonal, high, low, step, n_frames, parameters + c * stride, stride, n, totals + c);
+    size_t f = 0;
+    for (; f + FRAMES <= n_frames && FRAMES > 1; f += FRAMES) {
+        size_t c = 0;
+        for (; c + COMPONENTS <= n_components; c += COMPONENTS)
+            (diagonal ? diagonal_many : euclidean_many)(high + f * step, low + f * step, step, parameters + c * stride,
+                                                        stride, n, totals + f * CHUNK + c);
+        for (; c < n_components; ++c)
+            (diagonal ? diagonal_many_x1 : euclidean_many_x1)(high + f * step, low + f * step, step,
+                                                              parameters + c * stride, stride, n, totals + f * CHUNK + c);
+    }
+    for (; f < n_frames; ++f) {
+        size_t c = 0;
+        for (; c + 4 <= n_components; c += 4)
+            (diagonal ? diagonal_1x4 : euclidean_1x4)(high + f * step, low + f * step, step, parameters + c * stride,
+                                                      stride, n, totals + f * CHUNK + c);
+        for (; c + 2 <= n_components; c += 2)
+            (diagonal ? diagonal_1x2 : euclidean_1x2)(high + f * step, low + f * step, step, parameters + c * stride,
+                                                      stride, n, totals + f * CHUNK + c);
+        for (; c < n_components; ++c)
+            (diagonal ? diagonal_1x1 : euclidean_1x1)(high + f * step, low + f * step, step, parameters + c * stride,
+                                                      stride, n, totals + f * CHUNK + c);
+    }
 }
 
-/* y[f][16 rows] of one panel times n_columns of `frames` vectors. */
+/* y[f * y_step + 0 .. 15]: the 16 rows of one panel times n_columns of `frames` vectors. */
 INLINE void panel_tile(const int frames, const float *panel, const float *vectors, size_t step, size_t n_columns,
-                       vec y[PANEL_FRAMES][UNROLL]) {
+                       float *y, size_t y_step) {
+    vec rows[PANEL_FRAMES][UNROLL];
     UNROLLED for (int f = 0; f < frames; ++f)
-        UNROLLED for (int u = 0; u < UNROLL; ++u) y[f][u] = vec_set(0.0f);
+        UNROLLED for (int u = 0; u < UNROLL; ++u) rows[f][u] = vec_set(0.0f);
     for (size_t start = 0; start < n_columns; start += COLUMNS) {
         const size_t end = n_columns - start < COLUMNS ? n_columns : start + COLUMNS;
         vec sums[PANEL_FRAMES][PHASES][UNROLL];
@@ -154,35 +184,52 @@ INLINE void panel_tile(const int frames, const float *panel, const float *vector
             UNROLLED for (int u = 0; u < UNROLL; ++u) {
                 vec sum = sums[f][0][u];
                 UNROLLED for (int p = 1; p < PHASES; ++p) sum = vec_add(sum, sums[f][p][u]);
-                y[f][u] = vec_add(y[f][u], sum);
+                rows[f][u] = vec_add(rows[f][u], sum);
             }
     }
+    UNROLLED for (int f = 0; f < frames; ++f)
+        UNROLLED for (int u = 0; u < UNROLL; ++u) vec_store(y + (size_t)f * y_step + u * WIDTH, rows[f][u]);
 }
 
-/* Panel p of a triangle W times each vector: stored at y, or, without y, its squares added to norms. */
-INLINE void panel_frames(const int frames, const float *triangle, size_t p, const float *vectors, size_t step, float *y,
-                         double *norms) {
-    vec sums[PANEL_FRAMES][UNROLL];
-    panel_tile(frames, triangle + ife_panel_start(p), vectors, step, (p + 1) * IFE_LANES, sums);
-    UNROLLED for (int f = 0; f < frames; ++f) {
+SEPARATE void panel_one(const float *panel, const float *vectors, size_t n_columns, float *y) {
+    panel_tile(1, panel, vectors, 0, n_columns, y, 0);
+}
+
+SEPARATE void panel_many(const float *panel, const float *vectors, size_t step, size_t n_columns, float *y,
+                         size_t y_step) {
+    panel_tile(PANEL_FRAMES, panel, vectors, step, n_columns, y, y_step);
+}
+
+INLINE double squared_norm(const float *vector, size_t n) {
+    vec sums[UNROLL];
+    UNROLLED for (int u = 0; u < UNROLL; ++u) sums[u] = vec_set(0.0f);
+    for (size_t d = 0; d < n; d += IFE_LANES)
         UNROLLED for (int u = 0; u < UNROLL; ++u) {
-            if (y) vec_store(y + (size_t)f * step + p * IFE_LANES + u * WIDTH, sums[f][u]);
-            sums[f][u] = vec_mul(sums[f][u], sums[f][u]);
+            const vec x = vec_load(vector + d + u * WIDTH);
+            sums[u] = vec_fma(x, x, sums[u]);
         }
-        if (!y) norms[f] += (double)lane_sum(sums[f]);
-    }
+    return (double)lane_sum(sums);
 }
 
-/* W times each vector, or the squared norms of the products; a panel is read once for all frames. */
+/* W times each vector, or, without y, the squared norms of the products; a panel is read once for all frames. */
 INLINE void whiten(const ife_scorer *scorer, const float *triangle, const float *vectors, size_t step, size_t n_frames,
                    float *y, double *norms) {
+    float rows[PANEL_FRAMES * IFE_LANES];
     for (size_t f = 0; norms && f < n_frames; ++f) norms[f] = 0.0;
     for (size_t p = 0; p < scorer->padded / IFE_LANES; ++p) {
-        size_t f = 0;
-        for (; f + PANEL_FRAMES <= n_frames; f += PANEL_FRAMES)
-            panel_frames(PANEL_FRAMES, triangle, p, vectors + f * step, step, y ? y + f * step : NULL, norms + f);
-        for (; f < n_frames; ++f)
-            panel_frames(1, triangle, p, vectors + f * step, step, y ? y + f * step : NULL, norms + f);
+        const float *panel = triangle + ife_panel_start(p);
+        const size_t n_columns = (p + 1) * IFE_LANES;
+        size_t count;
+        for (size_t f = 0; f < n_frames; f += count) {
+            float *target = y ? y + f * step + p * IFE_LANES : rows;
+            const float *from = vectors + f * step;
+            count = n_frames - f < PANEL_FRAMES ? 1 : PANEL_FRAMES;
+            if (count == 1)
+                panel_one(panel, from, n_columns, target);
+            else
+                panel_many(panel, from, step, n_columns, target, y ? step : IFE_LANES);
+            for (size_t i = 0; norms && i < count; ++i) norms[f + i] += squared_norm(rows + i * IFE_LANES, IFE_LANES);
+        }
     }
 }
 
@@ -285,17 +332,6 @@ static void project(const ife_scorer *scorer, const float *vector, float *positi
         }
         for (size_t r = 0; r < 4; ++r) position[first + r] = (float)totals[r];
     }
-}
-
-INLINE double squared_norm(const float *vector, size_t n) {
-    vec sums[UNROLL];
-    UNROLLED for (int u = 0; u < UNROLL; ++u) sums[u] = vec_set(0.0f);
-    for (size_t d = 0; d < n; d += IFE_LANES)
-        UNROLLED for (int u = 0; u < UNROLL; ++u) {
-            const vec x = vec_load(vector + d + u * WIDTH);
-            sums[u] = vec_fma(x, x, sums[u]);
-        }
-    return (double)lane_sum(sums);
 }
 
 /* What a block of frames is compared with, and how: set up once a block, used by every chunk of components. */

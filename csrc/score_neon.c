@@ -3,8 +3,7 @@
 
 typedef float32x4_t vec;
 #define WIDTH 4
-#define SINGLE 4
-#define FRAMES 2
+#define FRAMES 4
 #define COMPONENTS 2
 #define PANEL_FRAMES 3
 #define PHASES 2

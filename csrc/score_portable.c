@@ -4,9 +4,8 @@
 typedef float vec __attribute__((vector_size(16)));
 typedef int32_t integers __attribute__((vector_size(16)));
 #define WIDTH 4
-#define SINGLE 2
-#define FRAMES 2
-#define COMPONENTS 1
+#define FRAMES 4
+#define COMPONENTS 2
 #define PANEL_FRAMES 2
 #define PHASES 1
 

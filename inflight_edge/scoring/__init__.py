@@ -14,7 +14,7 @@ from inflight_edge.scoring.parameters import prepare
 from inflight_edge.scoring.reference import log_likelihoods
 from inflight_edge.verdict import Decision, decide
 
-__all__ = ["VERDICT_DTYPE", "Backend", "Scorer", "available_backends", "instruction_set", "instruction_sets"]
+__all__ = ["DECISIONS", "VERDICT_DTYPE", "Backend", "Scorer", "available_backends", "instruction_set", "instruction_sets"]
 
 Backend = Literal["auto", "cpu", "reference"]
 
