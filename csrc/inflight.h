@@ -9,6 +9,13 @@
 extern "C" {
 #endif
 
+/* What the shared library exports. */
+#if defined(__GNUC__)
+#define IFE_API __attribute__((visibility("default")))
+#else
+#define IFE_API
+#endif
+
 /* The scorers keep two vectors of this length on the stack: 2 x 64 KiB. */
 #define IFE_MAX_FEATURES 16384
 
@@ -65,10 +72,10 @@ typedef struct {
 typedef struct ife_scorer ife_scorer;
 
 /* IFE_OK, or IFE_INVALID when a count, pointer or offset breaks the contract above, or a parameter is not finite. */
-ife_status ife_guard_check(const ife_guard *guard);
+IFE_API ife_status ife_guard_check(const ife_guard *guard);
 
 /* Instruction set i that this processor runs, fastest first: "avx512", "avx2", "neon", "portable"; NULL past the end. */
-const char *ife_instruction_set(int32_t i);
+IFE_API const char *ife_instruction_set(int32_t i);
 
 /*
  * Copies a guard into the layout that the scorers read; nothing of the caller's is kept.
@@ -78,11 +85,11 @@ const char *ife_instruction_set(int32_t i);
  * instruction_set       one of the names above, or NULL for the fastest
  * scorer                set to the new scorer, or to NULL when the status is not IFE_OK
  */
-ife_status ife_scorer_create(const ife_guard *guard, const int32_t *classes, int32_t target_row,
+IFE_API ife_status ife_scorer_create(const ife_guard *guard, const int32_t *classes, int32_t target_row,
                              const char *instruction_set, ife_scorer **scorer);
 
 /* NULL is allowed. */
-void ife_scorer_destroy(ife_scorer *scorer);
+IFE_API void ife_scorer_destroy(ife_scorer *scorer);
 
 /*
  * Log-likelihood of one feature vector under each density row: features (D) -> log_likelihoods (R), nats.
@@ -92,19 +99,19 @@ void ife_scorer_destroy(ife_scorer *scorer);
  * each component, by its share in the row), however small the deviations are against z.  Shared adds u (d + u), with
  * d = |W (z - mean)| and u = 2^-22 | |W| |z - origin| |: it matters where means lie thousands of deviations apart.
  */
-ife_status ife_score(const ife_scorer *scorer, const float *features, float *log_likelihoods);
+IFE_API ife_status ife_score(const ife_scorer *scorer, const float *features, float *log_likelihoods);
 
 /*
  * The same for n_frames: features (n_frames, D) -> log_likelihoods (n_frames, R), bit for bit what ife_score gives.
  * IFE_NONFINITE when it holds for at least one frame; the others are scored.
  */
-ife_status ife_score_batch(const ife_scorer *scorer, const float *features, size_t n_frames, float *log_likelihoods);
+IFE_API ife_status ife_score_batch(const ife_scorer *scorer, const float *features, size_t n_frames, float *log_likelihoods);
 
 /*
  * Verdict on one frame.  Reads less than ife_score where the verdict needs less; the margin then differs from the
  * difference of two log-likelihoods by their error at most.  No heap, no lock.
  */
-ife_status ife_judge(const ife_scorer *scorer, const float *features, ife_verdict *verdict);
+IFE_API ife_status ife_judge(const ife_scorer *scorer, const float *features, ife_verdict *verdict);
 
 #ifdef __cplusplus
 }
