@@ -6,7 +6,6 @@ import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from inflight_edge.calibration.calibrate import calibrate as make_bundle
 from inflight_edge.calibration.datasets import ImageSet, load_images
 from inflight_edge.calibration.demo import run_demo
 from inflight_edge.calibration.evaluate import evaluate as measure_detector
-from inflight_edge.calibration.inspection import THRESHOLD, Inspection, read_inspection
+from inflight_edge.calibration.inspection import Inspection, read_inspection
 from inflight_edge.calibration.inspection import inspect as run_inspection
 from inflight_edge.calibration.model import Classifier, classifier_from_program, input_channels, load_program
 from inflight_edge.calibration.reversal.neural_cleanse import Settings
@@ -38,9 +37,8 @@ def inspect(options: argparse.Namespace) -> int:
         print(json.dumps({**report, "classes": inspection.rows()}, indent=1))
         return 0
     _print_inspection(inspection)
-    print(
-        f"patterns and pictures: {options.out}   next: inflight-edge calibrate {options.model} --data {options.data} --pattern {path}"
-    )
+    print(f"patterns and pictures: {options.out}")
+    print(f"next: inflight-edge calibrate {options.model} --data {options.data} --pattern {path}")
     return 0
 
 
@@ -74,8 +72,9 @@ def calibrate(options: argparse.Namespace) -> int:
             json.dumps({"bundle": str(options.out), "feature_layer": bundle.feature_layer, "guards": guards}, indent=1)
         )
         return 0
+    metrics = bundle.metrics
     print(
-        f"\nclean accuracy {bundle.metrics['accuracy']:.4f} on {bundle.metrics['n_images']} images; features: {bundle.feature_layer}"
+        f"\nclean accuracy {metrics['accuracy']:.4f} on {metrics['n_images']} images; features: {bundle.feature_layer}"
     )
     for guard in guards:
         print(
@@ -195,25 +194,24 @@ def _refuse_other_constants(options: argparse.Namespace, saved: Inspection) -> N
 
 
 def _print_inspection(inspection: Inspection) -> None:
+    header = ("class", "name", "mask norm", "success", "anomaly index", "of logarithms", "")
     rows = [
         (
             r["class"],
             r["name"],
             f"{r['mask_norm']:.1f}",
             f"{r['success']:.3f}",
-            r["anomaly_index"],
+            "-" if r["anomaly_index"] is None else f"{r['anomaly_index']:.2f}",
+            "-" if r["log_anomaly_index"] is None else f"{r['log_anomaly_index']:.2f}",
             "SUSPECT" if r["suspect"] else "",
         )
         for r in inspection.rows()
     ]
-    print(table(rows[:20], ("class", "name", "mask norm", "success", "anomaly index", "")))
+    print(table(rows[:20], header))
     if len(rows) > 20:
         print(f"... and {len(rows) - 20} more classes")
+    accuracy = f"(clean accuracy {inspection.accuracy:.4f})"
     if inspection.suspects:
-        print(
-            f"suspected target: {', '.join(inspection.name(c) for c in inspection.suspects)}   (clean accuracy {inspection.accuracy:.4f})"
-        )
+        print(f"suspected target: {', '.join(inspection.name(c) for c in inspection.suspects)}   {accuracy}")
     else:
-        print(
-            f"no class has an anomaly index above {THRESHOLD:g}: no backdoor found (clean accuracy {inspection.accuracy:.4f})"
-        )
+        print(f"no class has an outstandingly small mask: no backdoor found {accuracy}")

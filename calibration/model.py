@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from inflight_edge.errors import ModelError
+from inflight_edge.guard import MAX_FEATURES
 
 __all__ = ["PENULTIMATE", "Classifier", "classifier_from_program", "input_channels", "load_classifier", "load_program"]
 
@@ -152,6 +153,11 @@ def classifier_from_program(
         raise ModelError(f"model: expected logits of shape (batch, classes), got {tuple(logits.shape)}")
     if not logits.is_floating_point():
         raise ModelError(f"model: expected floating-point logits, got {logits.dtype}")
+    if features.shape[1] > MAX_FEATURES:
+        raise ModelError(
+            f"feature layer: expected at most {MAX_FEATURES} features, got {features.shape[1]} from {name}; "
+            "name a smaller layer with --feature-layer"
+        )
     return Classifier(classifier_graph, shape, int(logits.shape[1]), int(features.shape[1]), name, fixed)
 
 

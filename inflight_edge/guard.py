@@ -100,10 +100,10 @@ class Guard:
             "whitener": {"diagonal": (n_components, n_features), "shared": (size,), "full": (n_components, size)}[
                 self.kind
             ],
-            "clean_margins": self.clean_margins.shape[:1],
         }
         for name, shape in shapes.items():
             _check_array(name, getattr(self, name), shape, np.float32)
+        _check_vector("clean_margins", self.clean_margins, np.float32)
         for name in ("mean", "scale", "means", "log_weights", "whitener"):
             _check_finite(name, getattr(self, name))
         if not (self.scale >= np.finfo(np.float32).tiny).all():  # below it 1 / scale may be infinite
@@ -111,11 +111,13 @@ class Guard:
         diagonal = self.whitener if self.kind == "diagonal" else self.whitener[..., _diagonal_index(n_features)]
         if not (diagonal > 0).all():
             raise GuardError(f"whitener: expected a positive diagonal, got {float(diagonal.min())!r}; calibrate again")
-        totals = np.add.reduceat(np.exp(self.log_weights.astype(np.float64)), self.offsets[:-1])
+        with np.errstate(over="ignore"):  # an infinite sum is refused below
+            totals = np.add.reduceat(np.exp(self.log_weights.astype(np.float64)), self.offsets[:-1])
         if not (np.abs(totals - 1.0) < 1e-3).all():
             row = int(np.argmax(np.abs(totals - 1.0)))
             raise GuardError(f"log_weights: weights of class {self.classes[row]} sum to {totals[row]:.6g}, expected 1")
-        if np.isnan(self.clean_margins).any() or (np.diff(self.clean_margins) < 0).any():
+        margins = self.clean_margins
+        if np.isnan(margins).any() or (margins[1:] < margins[:-1]).any():
             raise GuardError("clean_margins: expected ascending numbers without NaN; calibrate again")
         assert n_rows >= 2
         for name in ("classes", "offsets", "mean", "scale", "means", "log_weights", "whitener", "clean_margins"):

@@ -86,9 +86,8 @@ def read_npz_images(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise DataError(f"{path}: expected an .npz file, got a folder or device")
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DataError(f"{path}: expected an .npz with `images`, got a single array; use numpy.savez")
+        # Not numpy.load, which takes what is no .npz for a pickle and recommends to trust it.
+        with open(path, "rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
             if "images" not in archive.files:
                 got = ", ".join(sorted(archive.files)) or "nothing"
                 raise DataError(f"{path}: expected the array `images`, got {got}; use numpy.savez(path, images=...)")
@@ -96,7 +95,7 @@ def read_npz_images(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or _line(error)}") from error
     except _DAMAGED as error:
-        raise DataError(f"{path}: expected an .npz file: {_line(error)}") from error
+        raise DataError(f"{path}: expected an .npz file of numpy.savez: {_line(error)}") from error
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim not in (3, 4):
         got = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else "raw bytes"
         raise DataError(f"{path}: images: expected uint8 (N, H, W) or (N, H, W, channels), got {got}")

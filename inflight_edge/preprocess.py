@@ -34,7 +34,9 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if len(self.input_shape) != 3 or any(size < 1 for size in self.input_shape):
-            raise OptionError(f"input shape: expected (channels, height, width), each at least 1, got {self.input_shape}")
+            raise OptionError(
+                f"input shape: expected (channels, height, width), each at least 1, got {self.input_shape}"
+            )
         if not (math.isfinite(self.scale) and self.scale > 0):
             raise OptionError(f"scale: expected a number > 0 such as 1/255, got {self.scale}")
         channels = self.input_shape[0]
@@ -67,14 +69,17 @@ class Preprocess:
             elif planes.shape[2] == 3 and channels == 1:
                 planes = (planes @ _LUMA)[:, :, None]
             else:
-                raise DataError(f"frame: expected {channels} channels, got shape {frame.shape}; the network has {channels}")
+                raise DataError(
+                    f"frame: expected {channels} channels, got shape {frame.shape}; the network has {channels}"
+                )
         return np.ascontiguousarray(resize_bilinear(planes, height, width).transpose(2, 0, 1))
 
     def normalise(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Pixel units to the network's input.  pixels: (..., channels, height, width) float32 in 0..255."""
         mean = np.asarray(self.mean, dtype=np.float32)[:, None, None]
         std = np.asarray(self.std, dtype=np.float32)[:, None, None]
-        return (pixels * np.float32(self.scale) - mean) / std
+        result: NDArray[np.float32] = (pixels * np.float32(self.scale) - mean) / std
+        return result
 
     def __call__(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Frame to network input: (channels, height, width) float32.  See ``pixels`` for the frame."""

@@ -189,9 +189,7 @@ def test_bundle_that_does_not_fit_together(changes: dict[str, Any], message: str
 
 def test_preprocessing_with_numpy_numbers_is_refused_at_write(tmp_path: Path) -> None:
     bundle = tiny_bundle(preprocess=Preprocess((1, 2, 2), np.float32(0.5)))  # type: ignore[arg-type]
-    with pytest.raises(
-        BundleError, match=r"expected plain numbers in the preprocessing, got Preprocess.*; use int"
-    ):
+    with pytest.raises(BundleError, match=r"expected plain numbers in the preprocessing, got Preprocess.*; use int"):
         write_bundle(bundle, tmp_path / "b")
 
 

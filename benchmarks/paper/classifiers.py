@@ -20,7 +20,7 @@ from inflight_edge.preprocess import Preprocess
 TARGET = 9
 PER_CLASS = 100
 SETTINGS = ("none", "single", "multi")
-_LENET = Recipe(epochs=6, max_rate=0.05)
+_LENET = Recipe(epochs=12, max_rate=0.05)
 _RESNET = Recipe(epochs=14, low_epochs=9, max_rate=0.2, crop=4, flip=True, bfloat16=True)
 NETWORK = {"mnist": ("lenet5", _LENET), "fashion_mnist": ("lenet5", _LENET), "cifar10": ("resnet18", _RESNET)}
 CB_AMPLITUDE = {"mnist": 12, "fashion_mnist": 12, "cifar10": 3}

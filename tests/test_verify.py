@@ -1,0 +1,141 @@
+"""Verify: every part that differs from the workstation is named with numbers, and the others are still checked."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bundles import tiny_guard, tiny_model, tiny_self_test, written
+
+from inflight_edge import SelfTest
+from inflight_edge.verify import Check, verify
+
+GUARDS = (tiny_guard(3), tiny_guard(0, "shared"))
+
+
+def self_test(**changes: Any) -> SelfTest:
+    test = tiny_self_test(GUARDS)
+    return SelfTest(**({name: getattr(test, name) for name in SelfTest.__slots__} | changes))
+
+
+def failed(checks: list[Check]) -> dict[str, str]:
+    return {check.name: check.detail for check in checks if not check.passed}
+
+
+def test_good_bundle_passes_on_every_engine_and_scorer(tmp_path: Path) -> None:
+    checks = verify(written(tmp_path / "bundle"))
+    assert failed(checks) == {}
+    assert [check.name for check in checks] == [
+        "bundle",
+        "scorer cpu: log-likelihoods, target 3",
+        "scorer cpu: log-likelihoods, target 0",
+        "scorer cpu: verdicts",
+        "scorer reference: log-likelihoods, target 3",
+        "scorer reference: log-likelihoods, target 0",
+        "scorer reference: verdicts",
+        "engine onnxruntime: logits",
+        "engine onnxruntime: features",
+        "frames to verdicts: onnxruntime, cpu",
+        "frames to verdicts: onnxruntime, reference",
+    ]
+    assert checks[0].detail == "hashes and invariants hold; guards 2, self-test frames 6"
+    assert checks[3].detail == "all 6 equal"
+    assert "largest relative difference" in checks[1].detail
+
+
+def test_unreadable_bundle_ends_the_list(tmp_path: Path) -> None:
+    path = written(tmp_path / "bundle")
+    (path / "model.onnx").write_bytes(b"other")
+    (check,) = verify(path)
+    assert (check.name, check.passed) == ("bundle", False)
+    assert "model.onnx: expected" in check.detail
+    assert "none: expected a bundle folder" in verify(tmp_path / "none")[0].detail
+
+
+def test_differing_features_fail_alone(tmp_path: Path) -> None:
+    features = self_test().features.copy()
+    features[1, 2] += np.float32(0.01)
+    path = written(tmp_path / "bundle", self_test=self_test(features=features))
+    found = failed(verify(path))
+    assert found["engine onnxruntime: features"].startswith(
+        "largest relative difference 0.0099, allowed 0.001; at (1, 2) expected 0.01, got 0"
+    )
+    assert "engine onnxruntime: logits" not in found
+    # The expected log-likelihoods belong to the true features.
+    assert "scorer cpu: log-likelihoods, target 3" in found
+
+
+def test_difference_within_the_tolerance_passes(tmp_path: Path) -> None:
+    logits = self_test().logits + np.float32(9e-4)
+    assert failed(verify(written(tmp_path / "bundle", self_test=self_test(logits=logits)))) == {}
+
+
+def test_differing_log_likelihoods_fail_alone(tmp_path: Path) -> None:
+    rows = self_test().log_likelihoods
+    wrong = rows[1].copy()
+    wrong[5, 0] *= np.float32(1.01)
+    path = written(tmp_path / "bundle", self_test=self_test(log_likelihoods=(rows[0], wrong)))
+    found = failed(verify(path))
+    assert sorted(found) == ["scorer cpu: log-likelihoods, target 0", "scorer reference: log-likelihoods, target 0"]
+    assert "allowed 0.0001; at (5, 0) expected" in found["scorer cpu: log-likelihoods, target 0"]
+
+
+def test_expected_minus_infinity_equals_only_itself(tmp_path: Path) -> None:
+    rows = self_test().log_likelihoods
+    wrong = rows[0].copy()
+    wrong[0, 0] = -np.inf
+    found = failed(verify(written(tmp_path / "bundle", self_test=self_test(log_likelihoods=(wrong, rows[1])))))
+    assert "largest relative difference inf" in found["scorer cpu: log-likelihoods, target 3"]
+
+
+def test_differing_verdicts_are_described_by_class_name(tmp_path: Path) -> None:
+    test = self_test()
+    path = written(
+        tmp_path / "bundle",
+        self_test=self_test(
+            decisions=("trigger", *test.decisions[1:]), sources=np.array([2, 1, 2, -1, -1, 2], np.int32)
+        ),
+    )
+    found = failed(verify(path))
+    detail = "2 of 6 differ; frame 0: expected trigger from south, got accept"
+    assert found == dict.fromkeys(
+        (
+            "scorer cpu: verdicts",
+            "scorer reference: verdicts",
+            "frames to verdicts: onnxruntime, cpu",
+            "frames to verdicts: onnxruntime, reference",
+        ),
+        detail,
+    )
+
+
+def test_model_that_does_not_load_is_reported_and_scorers_are_still_checked(tmp_path: Path) -> None:
+    checks = verify(written(tmp_path / "bundle", model=b"junk"))
+    assert list(failed(checks)) == ["engine onnxruntime"]
+    assert failed(checks)["engine onnxruntime"].startswith("model: expected an ONNX file, got")
+    assert sum(check.name.startswith("scorer") for check in checks) == 6
+
+
+def test_model_that_computes_something_else_fails(tmp_path: Path) -> None:
+    model = tiny_model().replace(np.float32(1.0).tobytes(), np.float32(0.5).tobytes())
+    found = failed(verify(written(tmp_path / "bundle", model=model)))
+    assert {"engine onnxruntime: logits", "engine onnxruntime: features"} <= set(found)
+    assert any(name.startswith("frames to verdicts") for name in found)
+
+
+def test_frames_that_do_not_fit_the_model_are_reported(tmp_path: Path) -> None:
+    frames = np.zeros((6, 2, 2, 2), np.uint8)
+    found = failed(verify(written(tmp_path / "bundle", self_test=self_test(frames=frames))))
+    assert "frame: expected 1 channels, got shape (2, 2, 2)" in found["engine onnxruntime"]
+    assert "got invalid (frame: expected 1 channels" in found["frames to verdicts: onnxruntime, cpu"]
+
+
+def test_without_any_engine_it_does_not_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    checks = verify(written(tmp_path / "bundle"))
+    assert failed(checks) == {
+        "engine": "expected an engine (onnxruntime), got none here; pip install 'inflight-edge[onnxruntime]'"
+    }
