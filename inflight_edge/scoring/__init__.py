@@ -14,7 +14,15 @@ from inflight_edge.scoring.parameters import prepare
 from inflight_edge.scoring.reference import log_likelihoods
 from inflight_edge.verdict import Decision, decide
 
-__all__ = ["DECISIONS", "VERDICT_DTYPE", "Backend", "Scorer", "available_backends", "instruction_set", "instruction_sets"]
+__all__ = [
+    "DECISIONS",
+    "VERDICT_DTYPE",
+    "Backend",
+    "Scorer",
+    "available_backends",
+    "instruction_set",
+    "instruction_sets",
+]
 
 Backend = Literal["auto", "cpu", "reference"]
 
@@ -173,8 +181,13 @@ def _choose(wanted: str | None) -> str:
 
 def _cpu_backend(guard: Guard, instruction_set: str) -> _Backend:
     native = require(_EXTENSION, _REMEDY).CpuBackend
-    backend: _Backend = native(prepare(guard), np.require(guard.classes, requirements=["C", "A"]), guard.target_row,
-                               instruction_set, VERDICT_DTYPE)
+    backend: _Backend = native(
+        prepare(guard),
+        np.require(guard.classes, requirements=["C", "A"]),
+        guard.target_row,
+        instruction_set,
+        VERDICT_DTYPE,
+    )
     return backend
 
 

@@ -218,12 +218,40 @@ static void check_log_sum_exp(void) {
     EXPECT(ife_component(1.0f, 4.0f) == -1.0f);
 }
 
+/* Every layout, up and down, on arrays of exact size. */
+static void check_preprocess(void) {
+    const int32_t sizes[][4] = {{2, 2, 1, 1}, {2, 4, 5, 7}, {6, 8, 6, 8}, {30, 26, 7, 5}, {2, 2, 9, 30}};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; ++i)
+        for (int pixels = IFE_GREY; pixels <= IFE_NV12; ++pixels)
+            for (int32_t channels = 1; channels <= 3; channels += 2) {
+                const size_t height = (size_t)sizes[i][0], width = (size_t)sizes[i][1];
+                const size_t bytes = pixels == IFE_RGB || pixels == IFE_BGR ? 3 : 1;
+                const size_t size = bytes * width * (pixels == IFE_NV12 ? height * 3 / 2 : height);
+                const size_t n = (size_t)(channels * sizes[i][2] * sizes[i][3]);
+                uint8_t *samples = malloc(size);
+                for (size_t j = 0; j < size; ++j) samples[j] = (uint8_t)uniform(0, 256);
+                ife_image image = {pixels, sizes[i][0], sizes[i][1], 0, 0, bytes * width, samples, NULL};
+                if (pixels == IFE_NV12) image.chroma = samples + height * width;
+                const ife_input input = {channels, sizes[i][2], sizes[i][3], 1.0f, {0}, {1, 1, 1}};
+                const size_t needed = ife_preprocess_scratch(&image, &input);
+                EXPECT(needed > 0);
+                float *scratch = malloc(needed * sizeof *scratch), *tensor = malloc(n * sizeof *tensor);
+                EXPECT(ife_preprocess(&image, &input, scratch, tensor) == IFE_OK);
+                for (size_t j = 0; j < n; ++j) EXPECT(tensor[j] >= -1e-3f && tensor[j] <= 255.001f);
+                image.stride = 1;
+                EXPECT(ife_preprocess_scratch(&image, &input) == 0);
+                EXPECT(ife_preprocess(&image, &input, scratch, tensor) == IFE_INVALID);
+                free(samples), free(scratch), free(tensor);
+            }
+}
+
 int main(void) {
     const int32_t sizes[] = {1, 15, 16, 17, 33, 129, 1040};
     for (int kind = IFE_DIAGONAL; kind <= IFE_FULL; ++kind)
         for (size_t i = 0; i < sizeof sizes / sizeof *sizes; ++i) check_guard((ife_kind)kind, sizes[i]);
     check_guard(IFE_DIAGONAL, IFE_MAX_FEATURES);
     check_log_sum_exp();
+    check_preprocess();
     check_exp_and_log(&ife_kernels_portable);
 #ifdef IFE_X86
     if (__builtin_cpu_supports("avx2")) check_exp_and_log(&ife_kernels_avx2);
