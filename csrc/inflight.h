@@ -66,6 +66,8 @@ typedef struct {
     int32_t decision; /* an ife_decision */
     int32_t source;   /* TRIGGER: class index of the best other class, the lowest among equals; else -1 */
     double margin;    /* nats: best other log-likelihood - target's; < 0 accepts, >= 0 is a trigger, NaN is invalid */
+    int32_t n_scored; /* density rows whose parameters were read in full; the others were excluded by bounds */
+    int32_t n_rows;
 } ife_verdict;
 
 /* A guard laid out for one instruction set.  Never changes after ife_scorer_create: any number of threads share it. */
@@ -108,8 +110,11 @@ IFE_API ife_status ife_score(const ife_scorer *scorer, const float *features, fl
 IFE_API ife_status ife_score_batch(const ife_scorer *scorer, const float *features, size_t n_frames, float *log_likelihoods);
 
 /*
- * Verdict on one frame.  Reads less than ife_score where the verdict needs less; the margin then differs from the
- * difference of two log-likelihoods by their error at most.  No heap, no lock.
+ * Verdict on one frame.  No heap, no lock.  Reads less than ife_score where the verdict needs less:
+ * a shared guard of few components (M <= D / 2) is judged in the subspace of its means; the margin then differs from
+ * the difference of two log-likelihoods by their error at most.  A diagonal or shared guard of many rows is read with
+ * 8 bits a parameter first, and in full only where the bounds from that leave a doubt: decision, source and margin are
+ * those of all log-likelihoods, bit for bit.
  */
 IFE_API ife_status ife_judge(const ife_scorer *scorer, const float *features, ife_verdict *verdict);
 

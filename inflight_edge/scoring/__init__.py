@@ -26,8 +26,9 @@ __all__ = [
 
 Backend = Literal["auto", "cpu", "reference"]
 
-# ife_verdict of csrc/inflight.h: decision is the index in DECISIONS, source a class index or -1, margin in nats.
-VERDICT_DTYPE = np.dtype([("decision", np.int32), ("source", np.int32), ("margin", np.float64)])
+# ife_verdict of csrc/inflight.h: decision is the index in DECISIONS, source a class index or -1, margin in nats,
+# n_scored the rows whose parameters were read in full, of n_rows.
+VERDICT_DTYPE = np.dtype([("decision", np.int32), ("source", np.int32), ("margin", np.float64), ("n_scored", np.int32), ("n_rows", np.int32)])
 DECISIONS = (Decision.INVALID, Decision.ACCEPT, Decision.TRIGGER)
 VerdictArray = NDArray[np.void]
 
@@ -168,7 +169,8 @@ class _ReferenceBackend:
             return False
         verdict = decide(guard.target, scores, guard.classes, guard.target_row)
         source = -1 if verdict.source is None else verdict.source
-        out[0] = (DECISIONS.index(verdict.decision), source, verdict.margin)
+        n_rows = guard.classes.shape[0]
+        out[0] = (DECISIONS.index(verdict.decision), source, verdict.margin, n_rows, n_rows)
         return True
 
 
