@@ -225,7 +225,8 @@ static bool make_codes(const ife_guard *guard, ife_scorer *scorer) {
     const size_t n = (size_t)guard->n_features, m = (size_t)guard->n_components;
     const bool diagonal = guard->kind == IFE_DIAGONAL;
     const size_t size = (diagonal ? 2 : 1) * scorer->padded;
-    if (guard->kind == IFE_FULL || scorer->rank || guard->n_rows < 3 || n < IFE_LANES || guard->n_components > IFE_BOUNDED_COMPONENTS) return true;
+    if (guard->kind == IFE_FULL || scorer->rank || !scorer->kernels->reads_codes) return true;
+    if (guard->n_rows < 3 || n < IFE_LANES || guard->n_components > IFE_BOUNDED_COMPONENTS) return true;
     if (m * size * sizeof(float) < CODED_BYTES) return true;
     if (diagonal)
         for (size_t i = 0; i < m * n; ++i)
@@ -243,7 +244,8 @@ ife_status ife_scorer_create(const ife_guard *guard, const int32_t *classes, int
                              const char *instruction_set, ife_scorer **scorer) {
     if (!scorer) return IFE_INVALID;
     *scorer = NULL;
-    if (ife_guard_check(guard) != IFE_OK || !classes || target_row < 0 || target_row >= guard->n_rows) return IFE_INVALID;
+    if (ife_guard_check(guard) != IFE_OK || !classes) return IFE_INVALID;
+    if (target_row < 0 || target_row >= guard->n_rows) return IFE_INVALID;
     const ife_kernels *kernels = NULL;
     for (int32_t i = 0; !kernels && ife_instruction_set(i); ++i)
         if (!instruction_set || !strcmp(instruction_set, ife_instruction_set(i))) kernels = kernels_at(i);
@@ -315,7 +317,8 @@ ife_status ife_judge(const ife_scorer *scorer, const float *features, ife_verdic
     int32_t source = -1, n_scored = scorer->n_rows;
     *verdict = (ife_verdict){IFE_VERDICT_INVALID, -1, NAN, 0, scorer->n_rows};
     for (int32_t first = 0; first < scorer->n_rows; first += IFE_BOUNDED_COMPONENTS) {
-        const int32_t left = scorer->n_rows - first, count = left < IFE_BOUNDED_COMPONENTS ? left : IFE_BOUNDED_COMPONENTS;
+        const int32_t left = scorer->n_rows - first;
+        const int32_t count = left < IFE_BOUNDED_COMPONENTS ? left : IFE_BOUNDED_COMPONENTS;
         const ife_status status =
             scorer->codes ? scorer->kernels->score_best(scorer, features, rows, &n_scored)
                           : scorer->kernels->score(scorer, features, 1, first, first + count, true, rows, 0);

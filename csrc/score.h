@@ -11,6 +11,7 @@
 
 typedef struct {
     const char *name;
+    bool reads_codes; /* unpacking bytes costs it less than reading floats */
     /*
      * Log-likelihoods of n_frames under the rows first_row .. end_row - 1: out[frame * stride + row - first_row].
      * relative: a term common to all rows of a frame may be left out.

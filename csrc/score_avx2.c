@@ -47,4 +47,4 @@ static inline vec vec_split(vec x, vec *exponent) {
 #include "score_standardise.h"
 #include "score_kernels.h"
 
-const ife_kernels ife_kernels_avx2 = {"avx2", score, score_best, exponentials, logarithms};
+const ife_kernels ife_kernels_avx2 = {"avx2", true, score, score_best, exponentials, logarithms};

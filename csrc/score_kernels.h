@@ -449,6 +449,15 @@ static ife_status score_block(const ife_scorer *scorer, const float *features, s
     return status;
 }
 
+/* sum + the squares of WIDTH features from d. */
+INLINE vec add_coded(const bool diagonal, const ife_code *code, const uint8_t *bytes, const float *point, size_t d,
+                     vec sum) {
+    const uint8_t *at = bytes + (diagonal ? d + d / IFE_LANES * IFE_LANES : d);
+    vec y = vec_sub(vec_load(point + d), vec_fma(vec_bytes(at), vec_set(code->step), vec_set(code->start)));
+    if (diagonal) y = vec_mul(y, vec_code(at + IFE_LANES, code->base, code->shift));
+    return vec_fma(y, y, sum);
+}
+
 /*
  * Squared norm of (point - centre^) weight^ over the features start .. end - 1 of one component, decoded from bytes;
  * start is a multiple of IFE_LANES.  The codes of the padding would not decode to 0: the features beside whole blocks
@@ -456,19 +465,16 @@ static ife_status score_block(const ife_scorer *scorer, const float *features, s
  */
 INLINE double coded_norm(const bool diagonal, const ife_code *code, const uint8_t *bytes, const float *point,
                          size_t start, size_t end) {
-    const vec low = vec_set(code->start), step = vec_set(code->step);
     const size_t whole = end - end % IFE_LANES;
-    vec sums[UNROLL];
-    UNROLLED for (int u = 0; u < UNROLL; ++u) sums[u] = vec_set(0.0f);
-    for (size_t d = start; d < whole; d += IFE_LANES)
-        UNROLLED for (int u = 0; u < UNROLL; ++u) {
-            const uint8_t *at = bytes + (diagonal ? 2 * d : d) + u * WIDTH;
-            vec y = vec_sub(vec_load(point + d + u * WIDTH), vec_fma(vec_bytes(at), step, low));
-            if (diagonal) y = vec_mul(y, vec_code(at + IFE_LANES, code->base, code->shift));
-            sums[u] = vec_fma(y, y, sums[u]);
-        }
-    double total = (double)lane_sum(sums);
-    for (size_t d = whole; d < end; ++d) {
+    /* Four independent sums: the additions of one would wait for each other. */
+    vec sums[4] = {vec_set(0.0f), vec_set(0.0f), vec_set(0.0f), vec_set(0.0f)};
+    size_t d = start;
+    for (; d + 4 * WIDTH <= whole; d += 4 * WIDTH)
+        UNROLLED for (size_t i = 0; i < 4; ++i)
+            sums[i] = add_coded(diagonal, code, bytes, point, d + i * WIDTH, sums[i]);
+    for (; d < whole; d += WIDTH) sums[0] = add_coded(diagonal, code, bytes, point, d, sums[0]);
+    double total = (double)vec_sum(vec_add(vec_add(sums[0], sums[1]), vec_add(sums[2], sums[3])));
+    for (d = whole; d < end; ++d) {
         const uint8_t *at = bytes + (diagonal ? 2 * whole : whole) + (d - whole);
         float y = point[d] - (code->start + code->step * (float)at[0]);
         if (diagonal) {
@@ -536,7 +542,8 @@ INLINE double bound_rows(const bool diagonal, const ife_scorer *scorer, const fl
     for (int32_t i = -1; i < scorer->n_rows; ++i) {
         const int32_t r = i < 0 ? first : i;
         if (r == scorer->target_row || (i >= 0 && r == first)) continue;
-        const double several = log((double)(scorer->offsets[r + 1] - scorer->offsets[r]));
+        const int32_t count = scorer->offsets[r + 1] - scorer->offsets[r];
+        const double several = count > 1 ? log((double)count) : 0.0;
         upper[r] = -INFINITY;
         for (int32_t k = scorer->offsets[r]; k < scorer->offsets[r + 1]; ++k) {
             const ife_code *code = &scorer->coding[k];
@@ -566,7 +573,8 @@ static ife_status score_best(const ife_scorer *scorer, const float *features, fl
     const comparison with = prepare(scorer, features, 1, false, a, b, &finite);
     *n_scored = 0;
     if (!finite) return IFE_NONFINITE;
-    const double best = scorer->kind == IFE_DIAGONAL ? bound_rows(true, scorer, a, upper) : bound_rows(false, scorer, b, upper);
+    const bool diagonal = scorer->kind == IFE_DIAGONAL;
+    const double best = diagonal ? bound_rows(true, scorer, a, upper) : bound_rows(false, scorer, b, upper);
     for (int32_t r = 0; r < scorer->n_rows; ++r) {
         out[r] = -INFINITY;
         if (r != scorer->target_row && upper[r] < best - SLACK * fabs(best)) continue;

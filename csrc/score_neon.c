@@ -44,4 +44,4 @@ static inline vec vec_split(vec x, vec *exponent) {
 #include "score_standardise.h"
 #include "score_kernels.h"
 
-const ife_kernels ife_kernels_neon = {"neon", score, score_best, exponentials, logarithms};
+const ife_kernels ife_kernels_neon = {"neon", true, score, score_best, exponentials, logarithms};

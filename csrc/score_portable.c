@@ -73,4 +73,4 @@ static inline vec vec_standardise(vec x, vec mean, vec scale, vec inverse, vec *
 
 #include "score_kernels.h"
 
-const ife_kernels ife_kernels_portable = {"portable", score, score_best, exponentials, logarithms};
+const ife_kernels ife_kernels_portable = {"portable", false, score, score_best, exponentials, logarithms};

@@ -28,7 +28,9 @@ Backend = Literal["auto", "cpu", "reference"]
 
 # ife_verdict of csrc/inflight.h: decision is the index in DECISIONS, source a class index or -1, margin in nats,
 # n_scored the rows whose parameters were read in full, of n_rows.
-VERDICT_DTYPE = np.dtype([("decision", np.int32), ("source", np.int32), ("margin", np.float64), ("n_scored", np.int32), ("n_rows", np.int32)])
+VERDICT_DTYPE = np.dtype(
+    [("decision", np.int32), ("source", np.int32), ("margin", np.float64), ("n_scored", np.int32), ("n_rows", np.int32)]
+)
 DECISIONS = (Decision.INVALID, Decision.ACCEPT, Decision.TRIGGER)
 VerdictArray = NDArray[np.void]
 

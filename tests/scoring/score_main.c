@@ -179,6 +179,37 @@ static void check_guard(ife_kind kind, int32_t n_features) {
     free(features);
 }
 
+/* Enough rows for codes; a number of features beside the blocks.  The verdict equals the log-likelihoods' own. */
+static void check_many_rows(ife_kind kind, int32_t n_features) {
+    enum { MANY = 701 };
+    const size_t n = (size_t)n_features, size = kind == IFE_DIAGONAL ? MANY * n : ife_packed_row(n);
+    int32_t *offsets = malloc((MANY + 1) * sizeof *offsets), *classes = malloc(MANY * sizeof *classes);
+    for (int32_t i = 0; i <= MANY; ++i) offsets[i] = i;
+    for (int32_t i = 0; i < MANY; ++i) classes[i] = 2 * i;
+    float *mean = random_array(n, -1, 1), *scale = random_array(n, 0.5f, 2), *origin = random_array(n, -1, 1);
+    float *centres = random_array(MANY * n, -1, 1), *whitener = random_array(size, 0.01f, 0.3f);
+    float *constants = random_array(MANY, -3, 3), *features = random_array(FRAMES * n, -2, 2);
+    float *out = malloc(MANY * sizeof *out);
+    const ife_guard guard = {kind, n_features, MANY, MANY, offsets, mean, scale,
+                             kind == IFE_SHARED ? origin : NULL, centres, whitener, constants};
+    for (int32_t i = 0; ife_instruction_set(i); ++i) {
+        ife_scorer *scorer;
+        EXPECT(ife_scorer_create(&guard, classes, 5, ife_instruction_set(i), &scorer) == IFE_OK);
+        EXPECT((scorer->codes != NULL) == scorer->kernels->reads_codes);
+        for (size_t f = 0; f < FRAMES; ++f) {
+            ife_verdict verdict;
+            EXPECT(ife_judge(scorer, features + f * n, &verdict) == IFE_OK);
+            EXPECT(ife_score(scorer, features + f * n, out) == IFE_OK);
+            float best = -INFINITY;
+            for (int32_t r = 0; r < MANY; ++r) best = r != 5 && out[r] > best ? out[r] : best;
+            EXPECT(verdict.margin == (double)best - (double)out[5]);
+        }
+        ife_scorer_destroy(scorer);
+    }
+    free(offsets), free(classes), free(mean), free(scale), free(origin), free(centres), free(whitener);
+    free(constants), free(features), free(out);
+}
+
 /* The bounds stated in score.h, over the whole range. */
 static void check_exp_and_log(const ife_kernels *kernels) {
     enum { N = 16 };
@@ -252,6 +283,8 @@ int main(void) {
     check_guard(IFE_DIAGONAL, IFE_MAX_FEATURES);
     check_log_sum_exp();
     check_preprocess();
+    check_many_rows(IFE_DIAGONAL, 200);
+    check_many_rows(IFE_SHARED, 203);
     check_exp_and_log(&ife_kernels_portable);
 #ifdef IFE_X86
     if (__builtin_cpu_supports("avx2")) check_exp_and_log(&ife_kernels_avx2);
