@@ -107,7 +107,8 @@ IFE_API ife_status ife_score(const ife_scorer *scorer, const float *features, fl
  * The same for n_frames: features (n_frames, D) -> log_likelihoods (n_frames, R), bit for bit what ife_score gives.
  * IFE_NONFINITE when it holds for at least one frame; the others are scored.
  */
-IFE_API ife_status ife_score_batch(const ife_scorer *scorer, const float *features, size_t n_frames, float *log_likelihoods);
+IFE_API ife_status ife_score_batch(const ife_scorer *scorer, const float *features, size_t n_frames,
+                                   float *log_likelihoods);
 
 /*
  * Verdict on one frame.  No heap, no lock.  Reads less than ife_score where the verdict needs less:

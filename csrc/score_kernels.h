@@ -502,7 +502,8 @@ INLINE double exclusion(const ife_code *code, double constant, double best) {
     /* Then the distance is at most twice its lower bound, and SLACK of it below 2e-4 of that bound's half square. */
     if (!(code->most <= 1.1f * code->least)) return INFINITY;
     const double needed = 2.0 * 1.0003 * (constant - best + SLACK * (fabs(constant) + fabs(best) + 1.0));
-    const double close = fmax(needed > 0.0 ? sqrt(needed) : 0.0, 4.0 * (double)code->error);
+    const double root = needed > 0.0 ? sqrt(needed) : 0.0, wide = 4.0 * (double)code->error;
+    const double close = root > wide ? root : wide;
     const double norm = (close + (double)code->error) / (double)code->least;
     return norm * norm;
 }
