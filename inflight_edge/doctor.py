@@ -123,6 +123,8 @@ def _library(name: str, module: str, needed_for: str, how_to_get: str) -> Compon
         return Component(name, False, _first_line(f"{type(error).__name__}: {error}"), needed_for, how_to_get)
     top = sys.modules[module.partition(".")[0]]
     version = getattr(loaded, "__version__", None) or getattr(top, "__version__", None)
+    if hasattr(loaded, "instruction_sets"):
+        version = f"{version}, runs {loaded.instruction_sets()[0]}"
     return Component(name, True, str(version or "present"), needed_for, how_to_get)
 
 

@@ -38,7 +38,7 @@ class Guard:
     kind         ``diagonal``, ``shared`` or ``full``: the form of ``whitener``.
     classes      (R,) int32, strictly increasing class indices.
     offsets      (R + 1,) int32, strictly increasing from 0 to M.
-    mean, scale  (D,) float32: standardised z = (features - mean) / scale; scale > 0.
+    mean, scale  (D,) float32: standardised z = (features - mean) / scale; scale >= 2^-126.
     means        (M, D) float32, component means of z.
     log_weights  (M,) float32, natural logarithms of the mixture weights; each row's weights sum to 1.
     whitener     float32, W with y = W (z - means[m]) white, so precision = W^T W:
@@ -106,7 +106,7 @@ class Guard:
         _check_vector("clean_margins", self.clean_margins, np.float32)
         for name in ("mean", "scale", "means", "log_weights", "whitener"):
             _check_finite(name, getattr(self, name))
-        if not (self.scale > 0).all():
+        if not (self.scale >= np.finfo(np.float32).tiny).all():  # below it 1 / scale may be infinite
             raise GuardError(f"scale: expected every entry > 0, got {float(self.scale.min())!r}; calibrate again")
         diagonal = self.whitener if self.kind == "diagonal" else self.whitener[..., _diagonal_index(n_features)]
         if not (diagonal > 0).all():

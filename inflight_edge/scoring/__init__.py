@@ -5,16 +5,34 @@ from __future__ import annotations
 from typing import Literal, Protocol, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inflight_edge._optional import require
 from inflight_edge.errors import DependencyError, OptionError, ScoreError
 from inflight_edge.guard import FloatArray, Guard
 from inflight_edge.scoring.parameters import prepare
 from inflight_edge.scoring.reference import log_likelihoods
+from inflight_edge.verdict import Decision, decide
 
-__all__ = ["Backend", "Scorer", "available_backends"]
+__all__ = [
+    "DECISIONS",
+    "VERDICT_DTYPE",
+    "Backend",
+    "Scorer",
+    "available_backends",
+    "instruction_set",
+    "instruction_sets",
+]
 
 Backend = Literal["auto", "cpu", "reference"]
+
+# ife_verdict of csrc/inflight.h: decision is the index in DECISIONS, source a class index or -1, margin in nats,
+# n_scored the rows whose parameters were read in full, of n_rows.
+VERDICT_DTYPE = np.dtype(
+    [("decision", np.int32), ("source", np.int32), ("margin", np.float64), ("n_scored", np.int32), ("n_rows", np.int32)]
+)
+DECISIONS = (Decision.INVALID, Decision.ACCEPT, Decision.TRIGGER)
+VerdictArray = NDArray[np.void]
 
 
 class Scorer:
@@ -24,21 +42,24 @@ class Scorer:
     backend     ``cpu``: the C extension, float32; ``reference``: float64 NumPy, the definition, slow;
                 ``auto``: the fastest native one, ``cpu``; never the reference behind the caller's back.
                 The attribute holds the one chosen.
+    instruction_set  for ``cpu``: one of instruction_sets(), None for the fastest; for tests and comparisons.
+                The attribute holds the one chosen, "" for the reference.
     n_features  D, the length of a feature vector.
     n_rows      R, the number of density rows.
 
     Any number of threads may call one Scorer.  A frame with a NaN or infinite feature scores NaN in every row.
-    Raises OptionError for an unknown backend and DependencyError when the chosen one cannot run here.
+    Raises OptionError for an unknown backend or instruction set and DependencyError when the chosen one cannot run here.
     """
 
-    def __init__(self, guard: Guard, *, backend: Backend = "auto") -> None:
+    def __init__(self, guard: Guard, *, backend: Backend = "auto", instruction_set: str | None = None) -> None:
         if backend not in get_args(Backend):
             raise OptionError(f"backend: expected one of {', '.join(get_args(Backend))}, got {backend!r}")
         self.guard = guard
         self.backend: str = "cpu" if backend == "auto" else backend
         self.n_features = guard.n_features
         self.n_rows = int(guard.classes.shape[0])
-        self._native: _Backend = _cpu_backend(guard) if self.backend == "cpu" else _ReferenceBackend(guard)
+        self.instruction_set = _choose(instruction_set) if self.backend == "cpu" else ""
+        self._native = _cpu_backend(guard, self.instruction_set) if self.instruction_set else _ReferenceBackend(guard)
 
     def score_into(self, features: FloatArray, out: FloatArray) -> None:
         """Write the log-likelihoods of one frame.
@@ -59,6 +80,21 @@ class Scorer:
         out = np.empty(self.n_rows, np.float32)
         self.score_into(features, out)
         return out
+
+    def judge_into(self, features: FloatArray, out: VerdictArray) -> None:
+        """Write the verdict on one frame that was predicted as the guard's target, by the rule of verdict.decide.
+
+        features: as in score_into.  out: (1,) of VERDICT_DTYPE: decision, an index in DECISIONS; source, the class
+        index of a TRIGGER, else -1; margin, nats, NaN when INVALID.  Reads fewer parameters than score_into where the
+        verdict needs fewer.  With the backend ``cpu`` nothing is allocated and the GIL is released.
+        Raises ScoreError when an array does not fit; out is untouched then.
+        """
+        if not self._native.judge_into(features, out):
+            raise ScoreError(
+                _mismatch("features", features, (self.n_features,))
+                or "out: expected a writeable C-contiguous array of shape (1,) and dtype VERDICT_DTYPE; "
+                "pass numpy.zeros(1, VERDICT_DTYPE)"
+            )
 
     def score_batch(self, features: FloatArray) -> FloatArray:
         """Log-likelihoods of N >= 0 frames: (N, D) float32 C-contiguous -> (N, R) float32 nats.
@@ -83,19 +119,33 @@ def available_backends() -> tuple[str, ...]:
     return ("cpu", "reference")
 
 
+def instruction_sets() -> tuple[str, ...]:
+    """Instruction sets of the C scorer on this processor, fastest first.  Raises DependencyError without it."""
+    names: tuple[str, ...] = require(_EXTENSION, _REMEDY).instruction_sets()
+    return names
+
+
+def instruction_set() -> str:
+    """The instruction set that a Scorer with the backend ``cpu`` runs unless told otherwise.  Raises DependencyError."""
+    return instruction_sets()[0]
+
+
 _EXTENSION = "inflight_edge.scoring._cpu"
 _REMEDY = 'build it with "pip install -e ." (needs a C compiler) or choose backend="reference"'
 _REFUSED = "guard: expected parameters that the C interface accepts, got others; build the guard again"
 
 
 class _Backend(Protocol):
-    """Both methods return False, and write nothing, when an array does not fit."""
+    """All methods return False, and write nothing, when an array does not fit."""
 
     def score_into(self, features: FloatArray, out: FloatArray) -> bool:
         """(D,) -> (R,)."""
 
     def score_batch_into(self, features: FloatArray, out: FloatArray) -> bool:
         """(N, D) -> (N, R)."""
+
+    def judge_into(self, features: FloatArray, out: VerdictArray) -> bool:
+        """(D,) -> (1,) VERDICT_DTYPE."""
 
 
 class _ReferenceBackend:
@@ -113,9 +163,35 @@ class _ReferenceBackend:
             out[...] = log_likelihoods(self._guard, features)
         return True
 
+    def judge_into(self, features: FloatArray, out: VerdictArray) -> bool:
+        guard = self._guard
+        fits = isinstance(out, np.ndarray) and (out.shape, out.dtype) == ((1,), VERDICT_DTYPE) and out.flags.carray
+        scores = np.empty(guard.classes.shape[0], np.float32)
+        if not fits or not self.score_into(features, scores):
+            return False
+        verdict = decide(guard.target, scores, guard.classes, guard.target_row)
+        source = -1 if verdict.source is None else verdict.source
+        n_rows = guard.classes.shape[0]
+        out[0] = (DECISIONS.index(verdict.decision), source, verdict.margin, n_rows, n_rows)
+        return True
 
-def _cpu_backend(guard: Guard) -> _Backend:
-    backend: _Backend = require(_EXTENSION, _REMEDY).CpuBackend(prepare(guard))
+
+def _choose(wanted: str | None) -> str:
+    names = instruction_sets()
+    if wanted is not None and wanted not in names:
+        raise OptionError(f"instruction set: expected one of {', '.join(names)} on this processor, got {wanted!r}")
+    return wanted or names[0]
+
+
+def _cpu_backend(guard: Guard, instruction_set: str) -> _Backend:
+    native = require(_EXTENSION, _REMEDY).CpuBackend
+    backend: _Backend = native(
+        prepare(guard),
+        np.require(guard.classes, requirements=["C", "A"]),
+        guard.target_row,
+        instruction_set,
+        VERDICT_DTYPE,
+    )
     return backend
 
 

@@ -1,8 +1,20 @@
-from inflight_edge.guard import FloatArray
+import numpy as np
+from numpy.typing import NDArray
+
+from inflight_edge.guard import FloatArray, IntArray
 from inflight_edge.scoring.parameters import Parameters
 
+def instruction_sets() -> tuple[str, ...]: ...
+
 class CpuBackend:
-    parameters: Parameters
-    def __init__(self, parameters: Parameters) -> None: ...
+    def __init__(
+        self,
+        parameters: Parameters,
+        classes: IntArray,
+        target_row: int,
+        instruction_set: str,
+        verdict_type: np.dtype[np.void],
+    ) -> None: ...
     def score_into(self, features: FloatArray, out: FloatArray) -> bool: ...
     def score_batch_into(self, features: FloatArray, out: FloatArray) -> bool: ...
+    def judge_into(self, features: FloatArray, out: NDArray[np.void]) -> bool: ...

@@ -1,5 +1,5 @@
 # cython: boundscheck=False, wraparound=False
-"""Thin binding of csrc/score_cpu.c: arrays in, yes or no out, no arithmetic and no allocation.
+"""Thin binding of csrc/inflight.h: arrays in, yes or no out, no arithmetic and no allocation.
 
 Arrays come in through NumPy's C interface: a typed memoryview would allocate an object per call.
 """
@@ -23,10 +23,34 @@ cdef extern from "inflight.h" nogil:
         const float *centres
         const float *whitener
         const float *constants
+    ctypedef struct ife_verdict:
+        int decision
+        int source
+        double margin
+        int n_scored
+        int n_rows
+    ctypedef struct ife_scorer:
+        pass
     int IFE_OK
-    int IFE_INVALID
-    int ife_guard_check(const ife_guard *guard)
-    int ife_score(const ife_guard *guard, const float *features, float *log_likelihoods)
+    int IFE_NO_MEMORY
+    int IFE_UNSUPPORTED
+    const char *ife_instruction_set(int i)
+    int ife_scorer_create(const ife_guard *guard, const int *classes, int target_row, const char *instruction_set,
+                          ife_scorer **scorer)
+    void ife_scorer_destroy(ife_scorer *scorer)
+    int ife_score(const ife_scorer *scorer, const float *features, float *log_likelihoods)
+    int ife_score_batch(const ife_scorer *scorer, const float *features, size_t n_frames, float *log_likelihoods)
+    int ife_judge(const ife_scorer *scorer, const float *features, ife_verdict *verdict)
+
+
+def instruction_sets():
+    """Names of the instruction sets that this build and this processor have, fastest first."""
+    names = []
+    cdef const char *name = ife_instruction_set(0)
+    while name != NULL:
+        names.append(name.decode())
+        name = ife_instruction_set(<int>len(names))
+    return tuple(names)
 
 
 cdef bint _fits(object candidate, int n_axes, cnp.npy_intp length, bint writeable):
@@ -44,55 +68,87 @@ cdef bint _fits(object candidate, int n_axes, cnp.npy_intp length, bint writeabl
 
 
 cdef class CpuBackend:
-    """Scores with the C extension; holds the parameters alive and never writes to itself after construction."""
+    """Scores with the C extension; never writes to itself after construction."""
 
-    cdef ife_guard guard
-    cdef readonly object parameters
+    cdef ife_scorer *scorer
+    cdef int n_features
+    cdef int n_rows
+    cdef object verdict_type
 
-    def __cinit__(self, object parameters):
-        """parameters: inflight_edge.scoring.parameters.Parameters.  Raises ValueError when C refuses them."""
-        self.parameters = parameters
-        self.guard.kind = KINDS.index(parameters.kind)
-        self.guard.n_features = parameters.mean.shape[0]
-        self.guard.n_rows = parameters.offsets.shape[0] - 1
-        self.guard.n_components = parameters.constants.shape[0]
-        self.guard.offsets = <const int *>cnp.PyArray_DATA(parameters.offsets)
-        self.guard.mean = <const float *>cnp.PyArray_DATA(parameters.mean)
-        self.guard.scale = <const float *>cnp.PyArray_DATA(parameters.scale)
-        self.guard.origin = NULL
+    def __cinit__(self, object parameters, object classes, int target_row, object instruction_set, object verdict_type):
+        """parameters: inflight_edge.scoring.parameters.Parameters.  classes: (R,) int32 C-contiguous.
+
+        instruction_set: one of instruction_sets().  verdict_type: dtype of ife_verdict.
+        Raises ValueError when C refuses them, MemoryError.
+        """
+        cdef ife_guard guard
+        cdef bytes name = instruction_set.encode()
+        cdef const char *chosen = name
+        guard.kind = KINDS.index(parameters.kind)
+        guard.n_features = self.n_features = parameters.mean.shape[0]
+        guard.n_rows = self.n_rows = parameters.offsets.shape[0] - 1
+        guard.n_components = parameters.constants.shape[0]
+        guard.offsets = <const int *>cnp.PyArray_DATA(parameters.offsets)
+        guard.mean = <const float *>cnp.PyArray_DATA(parameters.mean)
+        guard.scale = <const float *>cnp.PyArray_DATA(parameters.scale)
+        guard.origin = NULL
         if parameters.kind == "shared":
-            self.guard.origin = <const float *>cnp.PyArray_DATA(parameters.origin)
-        self.guard.centres = <const float *>cnp.PyArray_DATA(parameters.centres)
-        self.guard.whitener = <const float *>cnp.PyArray_DATA(parameters.whitener)
-        self.guard.constants = <const float *>cnp.PyArray_DATA(parameters.constants)
-        if ife_guard_check(&self.guard) != IFE_OK:
-            raise ValueError("parameters: counts, offsets and arrays do not fit together")
+            guard.origin = <const float *>cnp.PyArray_DATA(parameters.origin)
+        guard.centres = <const float *>cnp.PyArray_DATA(parameters.centres)
+        guard.whitener = <const float *>cnp.PyArray_DATA(parameters.whitener)
+        guard.constants = <const float *>cnp.PyArray_DATA(parameters.constants)
+        self.verdict_type = verdict_type
+        cdef const int *class_indices = <const int *>cnp.PyArray_DATA(classes)
+        cdef int status
+        with nogil:
+            status = ife_scorer_create(&guard, class_indices, target_row, chosen, &self.scorer)
+        if status == IFE_NO_MEMORY:
+            raise MemoryError("parameters: no memory for the scorer's layout")
+        if status == IFE_UNSUPPORTED:
+            raise ValueError(f"instruction set: expected one of {', '.join(instruction_sets())}, got {instruction_set!r}")
+        if status != IFE_OK:
+            raise ValueError("parameters: counts, offsets and arrays do not fit together, or are not finite")
+
+    def __dealloc__(self):
+        ife_scorer_destroy(self.scorer)
 
     def score_into(self, object features, object out):
         """(D,) float32 -> (R,) float32.  False when an array does not fit; nothing was written then."""
-        if not (_fits(features, 1, self.guard.n_features, False) and _fits(out, 1, self.guard.n_rows, True)):
+        if not (_fits(features, 1, self.n_features, False) and _fits(out, 1, self.n_rows, True)):
             return False
         cdef const float *source = <const float *>cnp.PyArray_DATA(<cnp.ndarray>features)
         cdef float *target = <float *>cnp.PyArray_DATA(<cnp.ndarray>out)
-        cdef int status
         with nogil:
-            status = ife_score(&self.guard, source, target)
-        return status != IFE_INVALID
+            ife_score(self.scorer, source, target)
+        return True
 
     def score_batch_into(self, object features, object out):
         """(N, D) float32 -> (N, R) float32.  False when an array does not fit; nothing was written then."""
-        if not (_fits(features, 2, self.guard.n_features, False) and _fits(out, 2, self.guard.n_rows, True)):
+        if not (_fits(features, 2, self.n_features, False) and _fits(out, 2, self.n_rows, True)):
             return False
-        cdef cnp.npy_intp n, n_frames = cnp.PyArray_DIM(<cnp.ndarray>features, 0)
+        cdef cnp.npy_intp n_frames = cnp.PyArray_DIM(<cnp.ndarray>features, 0)
         if cnp.PyArray_DIM(<cnp.ndarray>out, 0) != n_frames:
             return False
         cdef const float *source = <const float *>cnp.PyArray_DATA(<cnp.ndarray>features)
         cdef float *target = <float *>cnp.PyArray_DATA(<cnp.ndarray>out)
-        cdef bint valid = True
         with nogil:
-            for n in range(n_frames):
-                if ife_score(&self.guard, source, target) == IFE_INVALID:
-                    valid = False
-                source += self.guard.n_features
-                target += self.guard.n_rows
-        return valid
+            ife_score_batch(self.scorer, source, <size_t>n_frames, target)
+        return True
+
+    def judge_into(self, object features, object out):
+        """(D,) float32 -> (1,) of the verdict's dtype.  False when an array does not fit; nothing was written then."""
+        if not (_fits(features, 1, self.n_features, False) and cnp.PyArray_Check(out)):
+            return False
+        cdef cnp.ndarray array = <cnp.ndarray>out
+        if not (
+            cnp.PyArray_NDIM(array) == 1
+            and cnp.PyArray_DIM(array, 0) == 1
+            and cnp.PyArray_ISCARRAY(array)
+            and (<object>cnp.PyArray_DESCR(array) is self.verdict_type or array.dtype == self.verdict_type)
+        ):
+            return False
+        cdef const float *source = <const float *>cnp.PyArray_DATA(<cnp.ndarray>features)
+        cdef ife_verdict *target = <ife_verdict *>cnp.PyArray_DATA(array)
+        with nogil:
+            ife_judge(self.scorer, source, target)
+        return True

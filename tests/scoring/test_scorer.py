@@ -12,10 +12,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from guards import random_features, random_guard
+from scorers import make_scorer
 
 from inflight_edge.errors import DependencyError, OptionError, ScoreError
 from inflight_edge.guard import KINDS, Guard, Kind
-from inflight_edge.scoring import Backend, Scorer, available_backends
+from inflight_edge.scoring import Backend, Scorer, available_backends, instruction_set, instruction_sets
 from inflight_edge.verdict import Decision, decide
 
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -25,14 +26,26 @@ def decision(guard: Guard, scores: np.ndarray) -> Decision:
     return decide(guard.target, scores, guard.classes, guard.target_row).decision
 
 
-def test_attributes_describe_the_guard(rng: np.random.Generator, backend: Backend) -> None:
+def test_attributes_describe_the_guard(rng: np.random.Generator, backend: str) -> None:
     guard = random_guard(rng, "diagonal", 4, [1, 2, 3, 1], 5)
-    scorer = Scorer(guard, backend=backend)
-    assert (scorer.guard, scorer.backend, scorer.n_features, scorer.n_rows) == (guard, backend, 5, 4)
+    scorer = make_scorer(guard, backend)
+    assert (scorer.guard, scorer.n_features, scorer.n_rows) == (guard, 5, 4)
+    named = ("reference", "") if backend == "reference" else ("cpu", backend)
+    assert (scorer.backend, scorer.instruction_set) == named
+
+
+def test_fastest_instruction_set_is_the_default(rng: np.random.Generator) -> None:
+    assert Scorer(random_guard(rng, "diagonal", 2, 1, 3)).instruction_set == instruction_set() == instruction_sets()[0]
+    assert instruction_sets()[-1] == "portable"
+
+
+def test_unknown_instruction_set_is_refused(rng: np.random.Generator) -> None:
+    with pytest.raises(OptionError, match=r"instruction set: expected one of .*portable on this processor, got 'mmx'"):
+        Scorer(random_guard(rng, "diagonal", 2, 1, 3), instruction_set="mmx")
 
 
 def test_auto_is_the_c_extension(rng: np.random.Generator) -> None:
-    assert Scorer(random_guard(rng, "diagonal", 2, 1, 3)).backend == "cpu"
+    assert Scorer(random_guard(rng, "diagonal", 2, 1, 3)).backend != "reference"
     assert available_backends() == ("cpu", "reference")
 
 
@@ -55,9 +68,9 @@ def test_unknown_backend_is_refused(rng: np.random.Generator) -> None:
 
 
 @kinds
-def test_batch_scores_each_frame_as_alone(rng: np.random.Generator, backend: Backend, kind: Kind) -> None:
+def test_batch_scores_each_frame_as_alone(rng: np.random.Generator, backend: str, kind: Kind) -> None:
     guard = random_guard(rng, kind, 5, [1, 2, 3, 1, 2], 33)
-    scorer = Scorer(guard, backend=backend)
+    scorer = make_scorer(guard, backend)
     features = random_features(rng, guard, 7)
     features.flags.writeable = False
     batch = scorer.score_batch(features)
@@ -66,13 +79,13 @@ def test_batch_scores_each_frame_as_alone(rng: np.random.Generator, backend: Bac
     for frame, expected in zip(features, batch, strict=True):
         scorer.score_into(frame, out)
         # float64 sums of the reference depend on the batch through BLAS, hence not bit for bit there.
-        np.testing.assert_allclose(out, expected, rtol=0 if backend == "cpu" else 1e-6)
+        np.testing.assert_allclose(out, expected, rtol=0 if backend != "reference" else 1e-6)
         np.testing.assert_array_equal(scorer.score(frame), out)
 
 
 @kinds
-def test_empty_batch_gives_no_scores(rng: np.random.Generator, backend: Backend, kind: Kind) -> None:
-    scorer = Scorer(random_guard(rng, kind, 3, 2, 4), backend=backend)
+def test_empty_batch_gives_no_scores(rng: np.random.Generator, backend: str, kind: Kind) -> None:
+    scorer = make_scorer(random_guard(rng, kind, 3, 2, 4), backend)
     scores = scorer.score_batch(np.empty((0, 4), np.float32))
     assert (scores.shape, scores.dtype) == ((0, 3), np.float32)
 
@@ -80,10 +93,10 @@ def test_empty_batch_gives_no_scores(rng: np.random.Generator, backend: Backend,
 @kinds
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_nonfinite_feature_anywhere_is_never_accepted(
-    rng: np.random.Generator, backend: Backend, kind: Kind, value: float
+    rng: np.random.Generator, backend: str, kind: Kind, value: float
 ) -> None:
     guard = random_guard(rng, kind, 3, [1, 2, 1], 37)
-    scorer = Scorer(guard, backend=backend)
+    scorer = make_scorer(guard, backend)
     frame = random_features(rng, guard, 1)[0]
     frames = np.tile(frame, (38, 1))
     frames[np.arange(37), np.arange(37)] = value
@@ -99,19 +112,17 @@ def test_nonfinite_feature_anywhere_is_never_accepted(
 
 @kinds
 @pytest.mark.parametrize("size", [1e25, -1e30, 3.4e38])
-def test_overflow_is_minus_infinity_never_nan(
-    rng: np.random.Generator, backend: Backend, kind: Kind, size: float
-) -> None:
+def test_overflow_is_minus_infinity_never_nan(rng: np.random.Generator, backend: str, kind: Kind, size: float) -> None:
     guard = random_guard(rng, kind, 4, 2, 130)
     guard = replace(guard, scale=np.full(130, 1e-3, np.float32))
     signs = rng.choice([-1.0, 1.0], 130)
-    scores = Scorer(guard, backend=backend).score((signs * size).astype(np.float32))
+    scores = make_scorer(guard, backend).score((signs * size).astype(np.float32))
     np.testing.assert_array_equal(scores, np.full(4, -np.inf, np.float32))
     assert decision(guard, scores) is Decision.INVALID
 
 
 @kinds
-def test_equal_maxima_are_a_tie_and_not_accepted(rng: np.random.Generator, backend: Backend, kind: Kind) -> None:
+def test_equal_maxima_are_a_tie_and_not_accepted(rng: np.random.Generator, backend: str, kind: Kind) -> None:
     guard = random_guard(rng, kind, 3, 2, 31)
     row = guard.target_row
     twin = (row + 1) % 3
@@ -122,12 +133,12 @@ def test_equal_maxima_are_a_tie_and_not_accepted(rng: np.random.Generator, backe
         whitener[theirs] = whitener[ours]
     guard = replace(guard, means=means, log_weights=log_weights, whitener=whitener)
     frame = np.ascontiguousarray(means[2 * row] * guard.scale + guard.mean)
-    verdict = decide(guard.target, Scorer(guard, backend=backend).score(frame), guard.classes, row)
+    verdict = decide(guard.target, make_scorer(guard, backend).score(frame), guard.classes, row)
     assert (verdict.decision, verdict.margin, verdict.source) == (Decision.TRIGGER, 0.0, guard.classes[twin])
 
 
 @kinds
-def test_equal_components_score_as_one(rng: np.random.Generator, backend: Backend, kind: Kind) -> None:
+def test_equal_components_score_as_one(rng: np.random.Generator, backend: str, kind: Kind) -> None:
     single = random_guard(rng, kind, 2, 1, 33)
     weights = np.log(np.tile([0.5, 0.3, 0.2], 2)).astype(np.float32)
     triple = replace(
@@ -138,12 +149,12 @@ def test_equal_components_score_as_one(rng: np.random.Generator, backend: Backen
         whitener=single.whitener if kind == "shared" else np.repeat(single.whitener, 3, axis=0),
     )
     frames = random_features(rng, single, 5)
-    expected = Scorer(replace(single, log_weights=np.zeros(2, np.float32)), backend=backend).score_batch(frames)
-    np.testing.assert_allclose(Scorer(triple, backend=backend).score_batch(frames), expected, rtol=1e-5)
+    expected = make_scorer(replace(single, log_weights=np.zeros(2, np.float32)), backend).score_batch(frames)
+    np.testing.assert_allclose(make_scorer(triple, backend).score_batch(frames), expected, rtol=1e-5)
 
 
 @kinds
-def test_component_far_below_the_others_changes_nothing(rng: np.random.Generator, backend: Backend, kind: Kind) -> None:
+def test_component_far_below_the_others_changes_nothing(rng: np.random.Generator, backend: str, kind: Kind) -> None:
     """Its exponential underflows, or its log-likelihood overflows to -inf: neither may become NaN."""
     guard = random_guard(rng, kind, 2, 2, 8)
     log_weights = np.log(np.full(4, 0.5)).astype(np.float32)
@@ -153,11 +164,11 @@ def test_component_far_below_the_others_changes_nothing(rng: np.random.Generator
         means[2] = -1e4
     guard = replace(guard, means=means, log_weights=log_weights)
     frame = np.ascontiguousarray(means[0] * guard.scale + guard.mean)
-    scores = Scorer(guard, backend=backend).score(frame)
+    scores = make_scorer(guard, backend).score(frame)
     assert np.isfinite(scores).all()
 
 
-def test_dead_features_add_the_same_to_every_class(rng: np.random.Generator, backend: Backend) -> None:
+def test_dead_features_add_the_same_to_every_class(rng: np.random.Generator, backend: str) -> None:
     """A unit that never fires: mean 0, scale 1, component means 0, deviation the regularisation's."""
     alive = random_guard(rng, "diagonal", 3, 1, 20)
     pad = [(0, 0), (0, 12)]
@@ -169,8 +180,8 @@ def test_dead_features_add_the_same_to_every_class(rng: np.random.Generator, bac
         whitener=np.pad(alive.whitener, pad, constant_values=1000),
     )
     frames = random_features(rng, alive, 6)
-    expected = Scorer(alive, backend=backend).score_batch(frames) + 12 * (np.log(1000) - 0.5 * np.log(2 * np.pi))
-    scores = Scorer(guard, backend=backend).score_batch(np.pad(frames, pad))
+    expected = make_scorer(alive, backend).score_batch(frames) + 12 * (np.log(1000) - 0.5 * np.log(2 * np.pi))
+    scores = make_scorer(guard, backend).score_batch(np.pad(frames, pad))
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-3)
 
 
@@ -186,8 +197,8 @@ WRONG_FEATURES = {
 
 
 @pytest.mark.parametrize("case", WRONG_FEATURES)
-def test_features_that_do_not_fit_are_refused(rng: np.random.Generator, backend: Backend, case: str) -> None:
-    scorer = Scorer(random_guard(rng, "diagonal", 3, 1, 4), backend=backend)
+def test_features_that_do_not_fit_are_refused(rng: np.random.Generator, backend: str, case: str) -> None:
+    scorer = make_scorer(random_guard(rng, "diagonal", 3, 1, 4), backend)
     features, message = WRONG_FEATURES[case]
     out = np.full(3, 7, np.float32)
     with pytest.raises(ScoreError, match=message):
@@ -207,8 +218,8 @@ WRONG_OUT = {
 
 
 @pytest.mark.parametrize("case", WRONG_OUT)
-def test_out_that_does_not_fit_is_refused(rng: np.random.Generator, backend: Backend, case: str) -> None:
-    scorer = Scorer(random_guard(rng, "diagonal", 3, 1, 4), backend=backend)
+def test_out_that_does_not_fit_is_refused(rng: np.random.Generator, backend: str, case: str) -> None:
+    scorer = make_scorer(random_guard(rng, "diagonal", 3, 1, 4), backend)
     out, message = WRONG_OUT[case]
     with pytest.raises(ScoreError, match=message):
         scorer.score_into(np.zeros(4, np.float32), out)  # type: ignore[arg-type]
@@ -225,18 +236,18 @@ def test_out_that_does_not_fit_is_refused(rng: np.random.Generator, backend: Bac
     ],
 )
 def test_batch_that_does_not_fit_is_refused(
-    rng: np.random.Generator, backend: Backend, features: object, message: str
+    rng: np.random.Generator, backend: str, features: object, message: str
 ) -> None:
-    scorer = Scorer(random_guard(rng, "diagonal", 3, 1, 4), backend=backend)
+    scorer = make_scorer(random_guard(rng, "diagonal", 3, 1, 4), backend)
     with pytest.raises(ScoreError, match=message):
         scorer.score_batch(features)  # type: ignore[arg-type]
 
 
 @kinds
-def test_threads_share_one_scorer(rng: np.random.Generator, backend: Backend, kind: Kind) -> None:
+def test_threads_share_one_scorer(rng: np.random.Generator, backend: str, kind: Kind) -> None:
     guard = random_guard(rng, kind, 6, 2, 65)
-    scorer = Scorer(guard, backend=backend)
-    features = random_features(rng, guard, 160 if backend == "cpu" else 24)
+    scorer = make_scorer(guard, backend)
+    features = random_features(rng, guard, 160 if backend != "reference" else 24)
     expected = np.array([scorer.score(frame) for frame in features])
 
     def score_all(start: int) -> bool:
