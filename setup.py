@@ -37,7 +37,10 @@ CUDA_SOURCES = ["csrc/score_cuda.cu", "csrc/graph_cuda.c"]
 
 def ask_nvcc(*arguments):
     """What nvcc says on both streams.  Raises CompileError with the same when it fails."""
-    done = subprocess.run([NVCC, *arguments], capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run([NVCC, *arguments], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise CompileError(f"{NVCC}: {error}") from error
     if done.returncode:
         raise CompileError(f"nvcc {' '.join(arguments)}: {done.stdout}{done.stderr}")
     return done.stdout + done.stderr
@@ -47,6 +50,7 @@ class BuildCuda(build_ext):
     """build_ext with nvcc for what the C compiler cannot compile."""
 
     def build_extension(self, extension):
+        """Objects of nvcc first, for the one extension that has them."""
         if extension is cuda:
             known = ask_nvcc("--list-gpu-code")
             codes = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in CUBINS if f"sm_{n}" in known]
@@ -70,7 +74,6 @@ cuda = Extension(
     include_dirs=["csrc"],
     libraries=["cudart_static", "dl", "rt", "pthread", "stdc++"],
     extra_compile_args=FLAGS,
-    optional=CUDA != "1",
 )
 with_cuda = CUDA == "1" or (CUDA != "0" and NVCC is not None and platform.system() == "Linux")
 if CUDA == "1" and NVCC is None:
@@ -79,6 +82,8 @@ if CUDA == "1" and NVCC is None:
 
 extensions = [scorer, cuda] if with_cuda else [scorer]
 extensions = cythonize(extensions, language_level=3)
-# cythonize makes new objects.
+# cythonize makes new objects, which forget that they are optional.
 cuda = next((extension for extension in extensions if extension.name == cuda.name), None)
+if cuda is not None:
+    cuda.optional = CUDA != "1"
 setup(ext_modules=extensions, cmdclass={"build_ext": BuildCuda})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, Protocol, get_args
 
 import numpy as np
@@ -14,14 +15,15 @@ from inflight_edge.scoring.reference import log_likelihoods
 
 __all__ = ["Backend", "Scorer", "available_backends"]
 
-Backend = Literal["auto", "cpu", "reference"]
+Backend = Literal["auto", "cpu", "cuda", "reference"]
 
 
 class Scorer:
     """Log-likelihoods of feature vectors under the class densities of one guard.
 
     guard       what the frames are judged by.
-    backend     ``cpu``: the C extension, float32; ``reference``: float64 NumPy, the definition, slow;
+    backend     ``cpu``: the C extension, float32; ``cuda``: an NVIDIA GPU, frames copied to it, float32;
+                ``reference``: float64 NumPy, the definition, slow;
                 ``auto``: the fastest native one, ``cpu``; never the reference behind the caller's back.
                 The attribute holds the one chosen.
     n_features  D, the length of a feature vector.
@@ -38,7 +40,7 @@ class Scorer:
         self.backend: str = "cpu" if backend == "auto" else backend
         self.n_features = guard.n_features
         self.n_rows = int(guard.classes.shape[0])
-        self._native: _Backend = _cpu_backend(guard) if self.backend == "cpu" else _ReferenceBackend(guard)
+        self._native: _Backend = _BACKENDS[self.backend](guard)
 
     def score_into(self, features: FloatArray, out: FloatArray) -> None:
         """Write the log-likelihoods of one frame.
@@ -117,6 +119,18 @@ class _ReferenceBackend:
 def _cpu_backend(guard: Guard) -> _Backend:
     backend: _Backend = require(_EXTENSION, _REMEDY).CpuBackend(prepare(guard))
     return backend
+
+
+def _cuda_backend(guard: Guard) -> _Backend:
+    backend: _Backend = require("inflight_edge.scoring.cuda", _REMEDY).cuda_backend(guard)
+    return backend
+
+
+_BACKENDS: dict[str, Callable[[Guard], _Backend]] = {
+    "cpu": _cpu_backend,
+    "cuda": _cuda_backend,
+    "reference": _ReferenceBackend,
+}
 
 
 def _mismatch(name: str, array: object, shape: tuple[int | None, ...], *, writeable: bool = False) -> str | None:

@@ -82,4 +82,6 @@ def run_raw(program: Path, cases: Sequence[Case], **environment: str) -> subproc
     # LeakSanitizer cannot run under a tracer, as containers and debuggers may be.
     settings = {"ASAN_OPTIONS": "detect_leaks=0", **environment}
     data = b"".join(case.encode() for case in cases)
-    return subprocess.run([program], input=data, capture_output=True, timeout=300, check=False, env={**os.environ, **settings})
+    return subprocess.run(
+        [program], input=data, capture_output=True, timeout=300, check=False, env={**os.environ, **settings}
+    )

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from guards import random_features, random_guard
 from cuda_cases import CSRC, HOST, WARNINGS, Case, compile_checked, compile_host, run_host, run_raw
+from guards import random_features, random_guard
 
 from inflight_edge.guard import KINDS, MAX_FEATURES, FloatArray, Guard, Kind
 from inflight_edge.scoring.cuda import GUARD, OUT, PARAMS, VERDICT, as_verdict
@@ -48,9 +48,7 @@ def threads(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("threads")
     if not sanitiser_works(folder, "-fsanitize=thread"):
         pytest.skip("ThreadSanitizer is missing or cannot run here")
-    return compile_host(
-        folder / "main", "-O1", "-g", "-fsanitize=thread", "-DCUDA_HOST_THREADS", "-DIFE_CUDA_BLOCK=64"
-    )
+    return compile_host(folder / "main", "-O1", "-g", "-fsanitize=thread", "-DCUDA_HOST_THREADS", "-DIFE_CUDA_BLOCK=64")
 
 
 def frames_of_all_kinds(rng: np.random.Generator, guard: Guard) -> FloatArray:
@@ -262,7 +260,9 @@ def test_every_barrier_is_needed_and_its_absence_is_reported(rng: np.random.Gene
 def test_structs_are_the_same_in_c_and_python(tmp_path: Path) -> None:
     """Sizes and offsets: Python writes these structs and C reads them."""
     structs = {"ife_verdict": VERDICT, "ife_cuda_guard": GUARD, "ife_cuda_params": PARAMS, "ife_cuda_out": OUT}
-    of_the_guard = re.compile("kind|n_features|n_rows|n_components|offsets|mean|scale|origin|centres|whitener|constants")
+    of_the_guard = re.compile(
+        "kind|n_features|n_rows|n_components|offsets|mean|scale|origin|centres|whitener|constants"
+    )
     checks = ""
     for name, dtype in structs.items():
         checks += f"static_assert(sizeof({name}) == {dtype.itemsize});\n"
