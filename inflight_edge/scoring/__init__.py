@@ -15,7 +15,7 @@ from inflight_edge.scoring.reference import log_likelihoods
 
 __all__ = ["Backend", "Scorer", "available_backends"]
 
-Backend = Literal["auto", "cpu", "cuda", "reference"]
+Backend = Literal["auto", "cpu", "cuda", "triton", "reference"]
 
 
 class Scorer:
@@ -23,6 +23,7 @@ class Scorer:
 
     guard       what the frames are judged by.
     backend     ``cpu``: the C extension, float32; ``cuda``: an NVIDIA GPU, frames copied to it, float32;
+                ``triton``: the same on a Jetson Orin with the kernel of the Triton language, compiled beforehand;
                 ``reference``: float64 NumPy, the definition, slow;
                 ``auto``: the fastest native one, ``cpu``; never the reference behind the caller's back.
                 The attribute holds the one chosen.
@@ -126,9 +127,15 @@ def _cuda_backend(guard: Guard) -> _Backend:
     return backend
 
 
+def _triton_backend(guard: Guard) -> _Backend:
+    backend: _Backend = require("inflight_edge.scoring.triton", _REMEDY).triton_backend(guard)
+    return backend
+
+
 _BACKENDS: dict[str, Callable[[Guard], _Backend]] = {
     "cpu": _cpu_backend,
     "cuda": _cuda_backend,
+    "triton": _triton_backend,
     "reference": _ReferenceBackend,
 }
 

@@ -119,9 +119,13 @@ class Buffer:
         flags = device.driver.host_alloc_flags.DEVICEMAP if mapped else 0
         with device.current():
             self.host: NDArray[Any] = device.driver.pagelocked_empty(shape, dtype, mem_flags=flags)
-            self._copy: Any = None if mapped else device.allocate(self.host.nbytes)
             pinned: Any = self.host.base
-            self.address = int(pinned.get_device_pointer() if mapped else self._copy)
+            self._copy: Any = None
+            if mapped:
+                self.address = int(pinned.get_device_pointer())
+            else:
+                self._copy = device.allocate(self.host.nbytes)
+                self.address = int(self._copy)
         self.host.view(np.uint8)[...] = 0
 
     def to_device(self) -> None:

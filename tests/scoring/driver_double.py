@@ -96,6 +96,51 @@ class Stream:
             work()
 
 
+class Function:
+    """A kernel of the Triton language from a cubin: computes what the kernel of that kind would."""
+
+    def __init__(self, driver: Driver, kind: int) -> None:
+        self._driver, self._kind = driver, kind
+        self.format = ""
+
+    def prepare(self, argument_format: str) -> None:
+        self._driver.check_current()
+        self.format = argument_format
+
+    def prepared_async_call(
+        self, grid: tuple[int, ...], block: tuple[int, ...], stream: Stream, *arguments: int, shared_size: int
+    ) -> None:
+        assert {type(value) for value in (*grid, *block, *arguments, shared_size)} == {int}
+        assert len(arguments) == len(self.format)
+        assert (len(grid), len(block), block[1:], arguments[-2:]) == (2, 3, (1, 1), (0, 0))
+        names = ("features", "mean", "scale", "origin", "centres", "whitener", "constants", "offsets", "out")
+        values = dict(zip((*names, "n_features", "n_rows"), arguments, strict=False))
+        n_frames, n_rows, n = grid[0], values["n_rows"], values["n_features"]
+        assert grid == (n_frames, n_rows)
+        assert self._driver.room(values["features"]) >= 4 * n_frames * n
+        assert self._driver.room(values["out"]) >= 4 * n_frames * n_rows
+        guard = np.zeros(1, GUARD)
+        for name in names[1:8]:
+            assert self._driver.room(values[name]) > 0
+            guard[name] = values[name]
+        n_components = np.frombuffer(ctypes.string_at(values["offsets"], 4 * (n_rows + 1)), np.int32)[-1]
+        classes = np.arange(n_rows, dtype=np.int32)
+        guard["kind"], guard["n_features"], guard["n_rows"] = self._kind, n, n_rows
+        guard["n_components"], guard["classes"] = n_components, classes.ctypes.data
+        tickets, verdicts = np.zeros(n_frames, np.uint32), np.zeros(n_frames, VERDICT)
+        params, out = np.zeros(1, PARAMS), np.zeros(1, OUT)
+        head = (1, n, 1, n_rows, 1, n_frames, 1, guard.ctypes.data, tickets.ctypes.data)
+        params[0], out[0] = head, (verdicts.ctypes.data, values["out"])
+
+        def work() -> None:
+            assert self._driver.library is not None
+            launched = params.ctypes.data, values["features"], None, out.ctypes.data, n_frames, None
+            assert self._driver.library.ife_cuda_launch(*launched) == 0
+            assert guard.size == classes[:1].size  # they live until here
+
+        stream.put(work)
+
+
 class Driver:
     """pycuda.driver, as far as inflight_edge uses it."""
 
@@ -103,7 +148,10 @@ class Driver:
     host_alloc_flags = SimpleNamespace(DEVICEMAP=2)
     device_attribute = SimpleNamespace(INTEGRATED="integrated")
 
-    def __init__(self, *, integrated: bool = False, devices: int = 1) -> None:
+    def __init__(self, *, integrated: bool = False, devices: int = 1, capability: tuple[int, int] = (8, 7)) -> None:
+        self.capability = capability
+        self.library: ctypes.CDLL | None = None
+        self.cubins: dict[bytes, int] = {}
         self.integrated, self.devices = integrated, devices
         self.memory_limit = 1 << 30
         self.live: dict[int, Allocation | Pinned] = {}
@@ -134,7 +182,7 @@ class Driver:
         return SimpleNamespace(
             retain_primary_context=self._retain,
             get_attribute={"integrated": int(self.integrated)}.__getitem__,
-            compute_capability=lambda: (8, 7),
+            compute_capability=lambda: self.capability,
         )
 
     def _retain(self) -> Any:
@@ -146,6 +194,17 @@ class Driver:
 
     def mem_alloc(self, n_bytes: int) -> Allocation:
         return Allocation(self, n_bytes)
+
+    def module_from_buffer(self, cubin: bytes) -> Any:
+        self.check_current()
+        if cubin not in self.cubins:
+            raise DriverError("cuModuleLoadDataEx failed: device kernel image is invalid")
+
+        def get_function(name: str) -> Function:
+            assert name.encode() in cubin
+            return Function(self, self.cubins[cubin])
+
+        return SimpleNamespace(get_function=get_function)
 
     def pagelocked_empty(self, shape: tuple[int, ...], dtype: Any, *, mem_flags: int) -> np.ndarray:
         n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
