@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 import numpy as np
+from numpy.typing import NDArray
+
+from inflight_edge.bundle import Bundle, SelfTest
 from inflight_edge.calibration.datasets import ImageSet
 from inflight_edge.calibration.export import check_parity, export_onnx
 from inflight_edge.calibration.features import extract
@@ -14,9 +17,6 @@ from inflight_edge.calibration.inspection import Inspection, check_accuracy
 from inflight_edge.calibration.model import Classifier
 from inflight_edge.calibration.reversal.neural_cleanse import PatchEstimate
 from inflight_edge.calibration.selection import Choice, fit, select
-from numpy.typing import NDArray
-
-from inflight_edge.bundle import Bundle, SelfTest
 from inflight_edge.errors import DataError, OptionError
 from inflight_edge.guard import Guard
 from inflight_edge.preprocess import Preprocess

@@ -9,16 +9,16 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+
+from inflight_edge.bundle import write_bundle
 from inflight_edge.calibration.calibrate import calibrate as make_bundle
 from inflight_edge.calibration.datasets import ImageSet, load_images
 from inflight_edge.calibration.demo import run_demo
 from inflight_edge.calibration.evaluate import evaluate as measure_detector
-from inflight_edge.calibration.inspection import THRESHOLD, Inspection, read_inspection
+from inflight_edge.calibration.inspection import Inspection, read_inspection
 from inflight_edge.calibration.inspection import inspect as run_inspection
 from inflight_edge.calibration.model import Classifier, classifier_from_program, input_channels, load_program
 from inflight_edge.calibration.reversal.neural_cleanse import Settings
-
-from inflight_edge.bundle import write_bundle
 from inflight_edge.cli import class_index, table
 from inflight_edge.commands import load_detector
 from inflight_edge.errors import BundleError, OptionError
@@ -38,7 +38,8 @@ def inspect(options: argparse.Namespace) -> int:
         return 0
     _print_inspection(inspection)
     print(f"patterns and pictures: {options.out}")
-    print(f"next: inflight-edge calibrate {options.model} --data {options.data} --pattern {path}")
+    if inspection.suspects:
+        print(f"next: inflight-edge calibrate {options.model} --data {options.data} --pattern {path}")
     return 0
 
 
@@ -151,9 +152,8 @@ def _model_and_data(options: argparse.Namespace, feature_layer: str | None) -> t
 
 
 def _inspect(options: argparse.Namespace, classifier: Classifier, data: ImageSet) -> Inspection:
-    preprocess = Preprocess(
-        classifier.input_shape, options.scale or 1.0 / 255.0, options.mean or (0.0,), options.std or (1.0,)
-    )
+    given = {"scale": options.scale, "mean": options.mean, "std": options.std}
+    preprocess = Preprocess(classifier.input_shape, **{name: v for name, v in given.items() if v is not None})
     targets = _targets(options, data.class_names, classifier.n_classes)
     inspection = run_inspection(
         classifier,
@@ -194,22 +194,24 @@ def _refuse_other_constants(options: argparse.Namespace, saved: Inspection) -> N
 
 
 def _print_inspection(inspection: Inspection) -> None:
+    header = ("class", "name", "mask norm", "success", "anomaly index", "of logarithms", "")
     rows = [
         (
             r["class"],
             r["name"],
             f"{r['mask_norm']:.1f}",
             f"{r['success']:.3f}",
-            r["anomaly_index"],
+            "-" if r["anomaly_index"] is None else f"{r['anomaly_index']:.2f}",
+            "-" if r["log_anomaly_index"] is None else f"{r['log_anomaly_index']:.2f}",
             "SUSPECT" if r["suspect"] else "",
         )
         for r in inspection.rows()
     ]
-    print(table(rows[:20], ("class", "name", "mask norm", "success", "anomaly index", "")))
+    print(table(rows[:20], header))
     if len(rows) > 20:
         print(f"... and {len(rows) - 20} more classes")
     accuracy = f"(clean accuracy {inspection.accuracy:.4f})"
     if inspection.suspects:
         print(f"suspected target: {', '.join(inspection.name(c) for c in inspection.suspects)}   {accuracy}")
     else:
-        print(f"no class has an anomaly index above {THRESHOLD:g}: no backdoor found {accuracy}")
+        print(f"no class has an outstandingly small mask: no backdoor found {accuracy}")

@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+
+from inflight_edge.bundle import write_bundle
 from inflight_edge.calibration.attacks import Trigger, make_trigger, poison
 from inflight_edge.calibration.calibrate import calibrate
 from inflight_edge.calibration.datasets import ImageSet, load_digits
@@ -15,10 +18,8 @@ from inflight_edge.calibration.evaluate import evaluate, frame_latency
 from inflight_edge.calibration.inspection import Inspection, inspect
 from inflight_edge.calibration.model import load_classifier
 from inflight_edge.calibration.networks import make_network
+from inflight_edge.calibration.threads import torch_threads
 from inflight_edge.calibration.train import Recipe, train
-from numpy.typing import NDArray
-
-from inflight_edge.bundle import write_bundle
 from inflight_edge.detector import Detector
 from inflight_edge.preprocess import Preprocess
 
@@ -49,6 +50,11 @@ RECIPE = Recipe(epochs=60, max_rate=0.05, batch=32)
 
 def run_demo(folder: Path, *, seed: int = 0, progress: bool = True) -> dict[str, Any]:
     """Run everything, write classifier, inspection, bundle and picture into ``folder``; the figures."""
+    with torch_threads(1):  # a network this small is no faster on more, and the result does not depend on their number
+        return _run_demo(folder, seed, progress)
+
+
+def _run_demo(folder: Path, seed: int, progress: bool) -> dict[str, Any]:
     started = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     digits = load_digits()

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from inflight_edge.calibration.datasets import ImageSet
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
+from inflight_edge.calibration.datasets import ImageSet
 from inflight_edge.detector import Detector
 from inflight_edge.errors import DataError
 from inflight_edge.verdict import Decision, Verdict

@@ -9,9 +9,9 @@ import warnings
 
 import numpy as np
 import torch
-from inflight_edge.calibration.model import Classifier
 from numpy.typing import NDArray
 
+from inflight_edge.calibration.model import Classifier
 from inflight_edge.engines.onnxruntime import OnnxRuntimeEngine
 from inflight_edge.errors import ModelError
 

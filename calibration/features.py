@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from inflight_edge.calibration.model import Classifier
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from inflight_edge.calibration.model import Classifier
 from inflight_edge.preprocess import Preprocess
 
 __all__ = ["extract"]

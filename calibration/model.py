@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import difflib
 import operator
+import os
 import pickle
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from inflight_edge.errors import ModelError
+from inflight_edge.guard import MAX_FEATURES
 
 __all__ = ["PENULTIMATE", "Classifier", "classifier_from_program", "input_channels", "load_classifier", "load_program"]
 
@@ -73,7 +77,8 @@ def load_program(path: str | Path) -> torch.export.ExportedProgram:
     if not path.is_file():
         raise ModelError(f"{path}: no such file; expected a torch.export program (.pt2)")
     try:
-        return torch.export.load(path)
+        with _no_code_from_pickles():
+            return torch.export.load(path)
     except (
         RuntimeError,
         ValueError,
@@ -85,6 +90,21 @@ def load_program(path: str | Path) -> torch.export.ExportedProgram:
     ) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"{path}: not a readable torch.export program ({first_line}); {_REMEDY}") from error
+
+
+@contextmanager
+def _no_code_from_pickles() -> Iterator[None]:
+    """Keep torch from unpickling parts of a .pt2 with code execution allowed, as it otherwise does (torch 2.13)."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def input_channels(program: torch.export.ExportedProgram) -> int | None:
@@ -152,6 +172,11 @@ def classifier_from_program(
         raise ModelError(f"model: expected logits of shape (batch, classes), got {tuple(logits.shape)}")
     if not logits.is_floating_point():
         raise ModelError(f"model: expected floating-point logits, got {logits.dtype}")
+    if features.shape[1] > MAX_FEATURES:
+        raise ModelError(
+            f"feature layer: expected at most {MAX_FEATURES} features, got {features.shape[1]} from {name}; "
+            "name a smaller layer with --feature-layer"
+        )
     return Classifier(classifier_graph, shape, int(logits.shape[1]), int(features.shape[1]), name, fixed)
 
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedKFold
+from threadpoolctl import threadpool_limits
+from tqdm import tqdm
+
 from inflight_edge.calibration.density import (
     GuardEstimator,
     best_other,
@@ -15,10 +21,6 @@ from inflight_edge.calibration.density import (
     margins,
     standardiser,
 )
-from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedKFold
-from tqdm import tqdm
-
 from inflight_edge.errors import DataError
 from inflight_edge.guard import Guard, Kind, packed_size
 from inflight_edge.scoring.reference import log_likelihoods
@@ -115,7 +117,12 @@ def select(
         options = candidates(features.shape[1], len(classes))
     scores = np.full((len(options), len(labels), len(classes)), np.nan)
     folds = StratifiedKFold(min(n_folds, smallest), shuffle=True, random_state=seed)
-    with tqdm(total=len(options) * folds.get_n_splits(), desc="densities", unit="fit", disable=not progress) as bar:
+    # Small matrices: on a busy machine the threads of the linear algebra wait on each other.
+    threads = threadpool_limits(1) if features.shape[1] < 1024 else nullcontext()
+    with (
+        threads,
+        tqdm(total=len(options) * folds.get_n_splits(), desc="densities", unit="fit", disable=not progress) as bar,
+    ):
         for fit, held_out in folds.split(features64, labels):
             if len(np.unique(labels[fit])) < len(classes) or any(np.sum(labels[fit] == c) < 2 for c in classes):
                 raise DataError("too few images of a class for cross-fitting; add clean images")

@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.paper.classifiers import NETWORK, SETTINGS, experiment
 from inflight_edge.calibration.attacks import ATTACKS
 from inflight_edge.calibration.commands import print_figures
 from inflight_edge.calibration.demo import export_program, measure
-
-from benchmarks.paper.classifiers import NETWORK, SETTINGS, experiment
+from inflight_edge.calibration.threads import torch_threads
 from inflight_edge.errors import InflightError
 
 
@@ -31,7 +31,8 @@ def main() -> int:
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args()
     try:
-        record = run(options)
+        with torch_threads(1 if NETWORK[options.dataset][0] == "lenet5" else None):
+            record = run(options)
     except InflightError as error:
         print(f"benchmarks.paper: error: {error}", file=sys.stderr)
         return 2

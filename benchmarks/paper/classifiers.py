@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
+
 from inflight_edge.calibration.attacks import Trigger, make_trigger, poison
 from inflight_edge.calibration.datasets import ImageSet, load_standard, split_defence
 from inflight_edge.calibration.networks import make_network
 from inflight_edge.calibration.train import Recipe, train
-from torch import nn
-
 from inflight_edge.preprocess import Preprocess
 
 TARGET = 9

@@ -99,7 +99,7 @@ def estimate_patch(
     logits  images (N, channels, H, W) float32 in 0..1 of full scale -> (N, classes); it normalises by itself.
     pixels  (N, channels, H, W) float32 in 0..255.   labels  (N,) true classes.
     The weight is adapted so that the success stays at the wanted level while the mask shrinks; the smallest mask
-    that reaches it is returned (the last one where none does).  Deterministic in the seed.
+    that reaches it is returned; where none does, the last one, with all pixels as its norm.  Deterministic in the seed.
     Source: Wang et al., IEEE S&P 2019, section IV and the authors' scripts.
     """
     pool = torch.from_numpy(pixels[labels != target] / np.float32(255.0))
@@ -136,8 +136,8 @@ def estimate_patch(
         optimiser.step()
         if bar is not None:
             bar.update()
-    if best is None:
-        best = (float(norm.detach()), mask.detach(), pattern.detach())
+    if best is None:  # nothing reached the class: as large as a mask can be, so that it never looks suspicious
+        best = (float(height * width), mask.detach(), pattern.detach())
     norm_value, mask, pattern = best
     estimate = PatchEstimate(target, mask.numpy(), pattern.numpy(), norm_value, 0.0)
     success = _success(logits, estimate, pixels[labels != target])

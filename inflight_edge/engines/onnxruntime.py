@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inflight_edge._optional import require
+from inflight_edge.engines._wire import refuse_external_data
 from inflight_edge.errors import EngineError, OptionError
 
 __all__ = ["OnnxRuntimeEngine"]
@@ -35,10 +36,9 @@ class OnnxRuntimeEngine:
             raise OptionError(f"threads: expected an integer of at least 1 or None, got {threads!r}")
         runtime = require("onnxruntime", "pip install 'inflight-edge[onnxruntime]'")
         self._errors = _error_types(require("onnxruntime.capi.onnxruntime_pybind11_state", "reinstall onnxruntime"))
+        refuse_external_data(model)
         options = runtime.SessionOptions()
         options.log_severity_level = _FATAL
-        # Weights outside the model would be read from the working directory, past the bundle's hashes: look nowhere.
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", "/dev/null")
         if threads is not None:
             options.intra_op_num_threads = threads
         self._run_options = runtime.RunOptions()

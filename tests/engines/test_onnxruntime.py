@@ -132,7 +132,7 @@ def test_weights_outside_the_model_are_never_read(
         tensor.data_location = TensorProto.EXTERNAL
         tensor.external_data.add(key="location", value=location.format(inner / "weights.bin"))
 
-    with pytest.raises(EngineError, match=r"model: expected an ONNX file, got .*[Ee]xternal data"):
+    with pytest.raises(EngineError, match=r"model: expected an ONNX file with its weights inside, got external data"):
         OnnxRuntimeEngine(edited(move_weights))
 
 
