@@ -15,16 +15,21 @@ extern "C" {
 /* Blocks that share one frame, each a group of density rows: the limit of a grid's second axis. */
 #define IFE_CUDA_MAX_GROUPS 65535
 
-/* Order of inflight_edge.verdict.Decision. */
-typedef enum { IFE_ACCEPT = 0, IFE_TRIGGER = 1, IFE_UNGUARDED = 2, IFE_UNJUDGED = 3 } ife_decision;
+/* Zero is not an acceptance: nor is memory that nobody filled in. */
+typedef enum {
+    IFE_CUDA_UNJUDGED = 0, /* Decision.INVALID */
+    IFE_CUDA_ACCEPT = 1,
+    IFE_CUDA_TRIGGER = 2,
+    IFE_CUDA_UNGUARDED = 3
+} ife_cuda_decision;
 
 /* Verdict on one frame; what is not known is -1 or NaN.  Same rule as inflight_edge.verdict.decide. */
 typedef struct {
-    int32_t decision;  /* an ife_decision; IFE_UNJUDGED is Decision.INVALID and is never accepted */
+    int32_t decision;  /* an ife_cuda_decision */
     int32_t predicted; /* index of the largest logit, the lowest among equals */
     int32_t source;    /* of a TRIGGER: class of the best non-target density row */
     float margin;      /* nats: best non-target log-likelihood - the target's */
-} ife_verdict;
+} ife_cuda_verdict;
 
 /* One guard of a detector.  The pointers inside `guard`, and `classes`, are device addresses. */
 typedef struct {
@@ -47,15 +52,15 @@ typedef struct {
     int32_t max_rows;   /* largest R of a guard */
     int32_t n_groups;   /* blocks per frame, see ife_cuda_groups */
     int32_t max_frames;
-    int32_t two_vectors; /* 1 when a guard is shared or full: it needs a second feature vector in shared memory */
+    int32_t n_vectors; /* feature vectors in shared memory: 3 when a guard is full, else 2 */
     const ife_cuda_guard *guards;
     uint32_t *tickets;
 } ife_cuda_params;
 
 /* Where a launch writes: device memory, or host memory mapped into the device. */
 typedef struct {
-    ife_verdict *verdicts;  /* (n) */
-    float *log_likelihoods; /* (n, max_rows) nats; NaN past a guard's rows and for frames that no guard scored */
+    ife_cuda_verdict *verdicts; /* (n) */
+    float *log_likelihoods;     /* (n, max_rows) nats; NaN past a guard's rows and for frames that no guard scored */
 } ife_cuda_out;
 
 /* Blocks per frame that suit one guard; a detector takes the largest of its guards. */

@@ -108,16 +108,31 @@ static __device__ const ife_cuda_guard *find_guard(const ife_cuda_params *params
     return NULL;
 }
 
-/* z (D) in shared memory; true in every thread when a feature is not finite. */
+/*
+ * z in shared memory: shared z - origin (D); the others z to 46 bits, its high parts (D) and then its low parts (D).
+ * True in every thread when a feature is not finite.
+ */
 static __device__ int standardise(const ife_guard *guard, const float *features, float *z) {
     int nonfinite = 0;
     for (int32_t d = (int32_t)threadIdx.x; d < guard->n_features; d += IFE_CUDA_BLOCK) {
         const float x = features[d];
         nonfinite |= ife_magnitude_bits(x) >= IFE_NONFINITE_BITS;
-        z[d] = ife_standardise(x, guard->mean[d], guard->scale[d]);
-        if (guard->kind == IFE_SHARED) z[d] -= guard->origin[d];
+        const float scale = guard->scale[d];
+        const ife_pair pair = ife_standardise_pair(x, guard->mean[d], scale, 1.0f / scale);
+        if (guard->kind == IFE_SHARED) {
+            z[d] = ife_pair_difference(pair, guard->origin[d]);
+        } else {
+            z[d] = pair.high;
+            z[guard->n_features + d] = pair.low;
+        }
     }
     return __syncthreads_or(nonfinite);
+}
+
+/* z - centre at feature d, z as standardise left it for diagonal and full. */
+static __device__ __forceinline__ float difference(const float *z, int32_t n, int32_t d, float centre) {
+    const ife_pair pair = {z[d], z[n + d]};
+    return ife_pair_difference(pair, centre);
 }
 
 static __device__ int features_nonfinite(const float *features, int32_t n_features) {
@@ -144,7 +159,7 @@ static __device__ void whiten(const float *packed, const float *z, int32_t n, fl
 /* ||W (z - centre)||^2 in thread 0, W packed; the whole block works on it.  y (D) is scratch. */
 static __device__ float block_norm(const float *packed, const float *z, const float *centre, int32_t n, float *y) {
     __shared__ double norms[N_WARPS];
-    for (int32_t d = (int32_t)threadIdx.x; d < n; d += IFE_CUDA_BLOCK) y[d] = z[d] - centre[d];
+    for (int32_t d = (int32_t)threadIdx.x; d < n; d += IFE_CUDA_BLOCK) y[d] = difference(z, n, d, centre[d]);
     __syncthreads();
     double norm = 0.0;
     for (int32_t row = warp_index(); row < n; row += N_WARPS) {
@@ -177,7 +192,7 @@ static __device__ void component_values(const ife_guard *guard, int32_t first, i
         const float *weights = guard->whitener + m * (size_t)n;
         const float distance =
             guard->kind == IFE_DIAGONAL
-                ? warp_sum(n, [=](int32_t d) { return ife_diagonal_term(z[d], centre[d], weights[d]); })
+                ? warp_sum(n, [=](int32_t d) { return ife_distance_term(difference(z, n, d, centre[d]) * weights[d], 0.0f); })
                 : warp_sum(n, [=](int32_t d) { return ife_distance_term(y[d], centre[d]); });
         if (lane_index() == 0) values[k] = ife_component(guard->constants[m], distance);
     }
@@ -228,7 +243,7 @@ static __device__ void score_rows(const ife_guard *guard, int32_t begin, int32_t
 }
 
 /* The rule of inflight_edge.verdict.decide, fails closed; the whole block, result in thread 0. */
-static __device__ ife_verdict decide(const ife_cuda_guard *judge, const float *log_likelihoods) {
+static __device__ ife_cuda_verdict decide(const ife_cuda_guard *judge, const float *log_likelihoods) {
     indexed best = {-INFINITY, INT32_MAX};
     int unusable = 0;
     for (int32_t c = (int32_t)threadIdx.x; c < judge->guard.n_rows; c += IFE_CUDA_BLOCK) {
@@ -239,14 +254,14 @@ static __device__ ife_verdict decide(const ife_cuda_guard *judge, const float *l
     }
     unusable = __syncthreads_or(unusable);
     best = block_largest(best);
-    ife_verdict verdict = {IFE_UNJUDGED, judge->target, -1, NAN};
+    ife_cuda_verdict verdict = {IFE_CUDA_UNJUDGED, judge->target, -1, NAN};
     if (unusable || threadIdx.x != 0) return verdict;
     const float margin = best.value - __ldcg(log_likelihoods + judge->target_row);
     if (margin < 0.0f) {
-        verdict.decision = IFE_ACCEPT;
+        verdict.decision = IFE_CUDA_ACCEPT;
         verdict.margin = margin;
     } else if (margin >= 0.0f) {
-        verdict.decision = IFE_TRIGGER;
+        verdict.decision = IFE_CUDA_TRIGGER;
         verdict.source = judge->classes[best.index];
         verdict.margin = margin;
     }
@@ -254,11 +269,11 @@ static __device__ ife_verdict decide(const ife_cuda_guard *judge, const float *l
 }
 
 /* A frame that no guard scores: one block writes, the others have nothing to do. */
-static __device__ void write_unscored(ife_decision decision, int32_t predicted, int32_t max_rows, ife_verdict *verdict,
+static __device__ void write_unscored(ife_cuda_decision decision, int32_t predicted, int32_t max_rows, ife_cuda_verdict *verdict,
                                       float *log_likelihoods) {
     if (blockIdx.y != 0) return;
     for (int32_t c = (int32_t)threadIdx.x; c < max_rows; c += IFE_CUDA_BLOCK) log_likelihoods[c] = NAN;
-    const ife_verdict unscored = {decision, predicted, -1, NAN};
+    const ife_cuda_verdict unscored = {decision, predicted, -1, NAN};
     if (threadIdx.x == 0) *verdict = unscored;
 }
 
@@ -277,15 +292,17 @@ static __device__ int is_last(uint32_t *ticket, int32_t n_groups) {
     return last;
 }
 
-__global__ void __launch_bounds__(IFE_CUDA_BLOCK)
+/* 4 blocks to a multiprocessor let a thread have 64 registers; left alone, the compiler spills to reach 5. */
+__global__ void __launch_bounds__(IFE_CUDA_BLOCK, 4)
     ife_cuda_kernel(const ife_cuda_params params, const float *features, const float *logits, const ife_cuda_out out) {
     IFE_DYNAMIC_SHARED(float, vectors);
     float *z = vectors;
-    float *y = vectors + params.n_features; /* there only with two_vectors */
+    /* After z: the second of two vectors for shared, the third for full. */
+    float *y = vectors + (size_t)(params.n_vectors - 1) * (size_t)params.n_features;
     const size_t frame = blockIdx.x;
     const float *frame_features = features + frame * (size_t)params.n_features;
     float *log_likelihoods = out.log_likelihoods + frame * (size_t)params.max_rows;
-    ife_verdict *verdict = out.verdicts + frame;
+    ife_cuda_verdict *verdict = out.verdicts + frame;
 
     const ife_cuda_guard *judge = params.guards;
     int32_t predicted = judge->target;
@@ -295,12 +312,12 @@ __global__ void __launch_bounds__(IFE_CUDA_BLOCK)
     }
     if (!judge) {
         const int valid = predicted >= 0 && !features_nonfinite(frame_features, params.n_features);
-        write_unscored(valid ? IFE_UNGUARDED : IFE_UNJUDGED, predicted, params.max_rows, verdict, log_likelihoods);
+        write_unscored(valid ? IFE_CUDA_UNGUARDED : IFE_CUDA_UNJUDGED, predicted, params.max_rows, verdict, log_likelihoods);
         return;
     }
     const ife_guard *guard = &judge->guard;
     if (standardise(guard, frame_features, z)) {
-        write_unscored(IFE_UNJUDGED, predicted, params.max_rows, verdict, log_likelihoods);
+        write_unscored(IFE_CUDA_UNJUDGED, predicted, params.max_rows, verdict, log_likelihoods);
         return;
     }
     if (guard->kind == IFE_SHARED) whiten(guard->whitener, z, guard->n_features, y);
@@ -312,7 +329,7 @@ __global__ void __launch_bounds__(IFE_CUDA_BLOCK)
         for (int32_t c = guard->n_rows + (int32_t)threadIdx.x; c < params.max_rows; c += IFE_CUDA_BLOCK)
             log_likelihoods[c] = NAN;
     if (!is_last(params.tickets + frame, params.n_groups)) return;
-    const ife_verdict judged = decide(judge, log_likelihoods);
+    const ife_cuda_verdict judged = decide(judge, log_likelihoods);
     if (threadIdx.x == 0) *verdict = judged;
 }
 
@@ -326,7 +343,7 @@ extern "C" int32_t ife_cuda_groups(int32_t kind, int32_t n_rows, int32_t n_compo
 }
 
 extern "C" int32_t ife_cuda_shared_bytes(const ife_cuda_params *params) {
-    return params->n_features * (params->two_vectors ? 2 : 1) * (int32_t)sizeof(float);
+    return params->n_features * params->n_vectors * (int32_t)sizeof(float);
 }
 
 extern "C" int ife_cuda_launch(const ife_cuda_params *params, const float *features, const float *logits,
@@ -335,6 +352,7 @@ extern "C" int ife_cuda_launch(const ife_cuda_params *params, const float *featu
     if (!params || !features || !out || !out->verdicts || !out->log_likelihoods || n < 0) return cudaErrorInvalidValue;
     if (!params->guards || params->n_guards < 1 || !params->tickets || n > params->max_frames)
         return cudaErrorInvalidValue;
+    if (params->n_vectors < 2 || params->n_vectors > 3) return cudaErrorInvalidValue;
     if (params->n_features < 1 || params->n_features > IFE_MAX_FEATURES || params->max_rows < 1)
         return cudaErrorInvalidValue;
     if (params->n_groups < 1 || params->n_groups > IFE_CUDA_MAX_GROUPS || (logits && params->n_classes < 1))

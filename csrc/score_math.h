@@ -27,6 +27,39 @@ IFE_MATH float ife_standardise(float x, float mean, float scale) {
     return (x - mean) / scale;
 }
 
+/* A number as the unevaluated sum of two floats: 46 bits or more instead of 24. */
+typedef struct {
+    float high;
+    float low;
+} ife_pair;
+
+/*
+ * (x - mean) / scale to about 2^-44 of itself: a deviation of a thousandth of z needs more digits than a float has.
+ * inverse is 1 / scale rounded.  The FMA form: the difference with its rounding error (Knuth's TwoSum), a quotient,
+ * and the exact remainder of that quotient.
+ */
+IFE_MATH ife_pair ife_standardise_pair(float x, float mean, float scale, float inverse) {
+    ife_pair z;
+#if defined(__CUDACC__) || defined(FP_FAST_FMAF)
+    const float difference = x - mean;
+    const float back = difference - x;
+    const float error = (x - (difference - back)) - (mean + back);
+    z.high = difference * inverse;
+    z.low = (fmaf(-z.high, scale, difference) + error) * inverse;
+#else
+    const double quotient = ((double)x - mean) / scale;
+    (void)inverse;
+    z.high = (float)quotient;
+    z.low = (float)(quotient - z.high);
+#endif
+    return z;
+}
+
+/* Exact to a rounding or two of the difference itself, however small it is against z. */
+IFE_MATH float ife_pair_difference(ife_pair z, float centre) {
+    return (z.high - centre) + z.low;
+}
+
 /* Centred square: the expanded form loses all digits where |z| is large against the deviation. */
 IFE_MATH float ife_diagonal_term(float z, float mean, float inverse_deviation) {
     const float y = (z - mean) * inverse_deviation;

@@ -34,7 +34,7 @@ GUARD = np.dtype(
 PARAMS = np.dtype(
     [
         (name, "i4")
-        for name in ("n_guards", "n_features", "n_classes", "max_rows", "n_groups", "max_frames", "two_vectors")
+        for name in ("n_guards", "n_features", "n_classes", "max_rows", "n_groups", "max_frames", "n_vectors")
     ]
     + [("guards", "u8"), ("tickets", "u8")],
     align=True,
@@ -43,7 +43,7 @@ OUT = np.dtype([("verdicts", "u8"), ("log_likelihoods", "u8")], align=True)
 
 _BINDING = "inflight_edge.scoring._cuda"
 _REMEDY = "install inflight-edge again where nvcc is on the PATH, or choose another backend"
-_DECISIONS = (Decision.ACCEPT, Decision.TRIGGER, Decision.UNGUARDED, Decision.INVALID)
+_DECISIONS = (Decision.INVALID, Decision.ACCEPT, Decision.TRIGGER, Decision.UNGUARDED)
 
 
 class CudaScorer:
@@ -94,7 +94,7 @@ class CudaScorer:
         params["max_rows"] = self.max_rows
         params["n_groups"] = max(groups)
         params["max_frames"] = self.max_frames
-        params["two_vectors"] = any(guard.kind != "diagonal" for guard in self.guards)
+        params["n_vectors"] = 3 if any(guard.kind == "full" for guard in self.guards) else 2
         params["guards"], params["tickets"] = self.device.upload([table, np.zeros(self.max_frames, np.uint32)])
         self._params = params
         self._out = np.zeros((), OUT)

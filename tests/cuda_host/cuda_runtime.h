@@ -31,7 +31,7 @@
 #define __global__
 #define __device__
 #define __forceinline__ inline
-#define __launch_bounds__(threads)
+#define __launch_bounds__(threads, blocks)
 /* A section of its own, so that every block finds garbage in it as on a device. */
 #define __shared__ static __attribute__((section("cuda_shared")))
 #define threadIdx (cuda_host::self->index)

@@ -58,7 +58,7 @@ static void run_case(const int32_t *head) {
         guards.push_back(read_guard(params.n_features));
         const ife_guard &guard = guards.back().guard;
         params.max_rows = std::max(params.max_rows, guard.n_rows);
-        params.two_vectors |= guard.kind != IFE_DIAGONAL;
+        params.n_vectors = std::max(params.n_vectors, guard.kind == IFE_FULL ? 3 : 2);
         if (head[5] == 0)
             params.n_groups =
                 std::max(params.n_groups, ife_cuda_groups(guard.kind, guard.n_rows, guard.n_components));
@@ -67,7 +67,7 @@ static void run_case(const int32_t *head) {
     const float *features = read_array<float>((std::size_t)n_frames * params.n_features);
     const float *logits = has_logits ? read_array<float>((std::size_t)n_frames * params.n_classes) : nullptr;
     std::vector<uint32_t> tickets((std::size_t)n_frames);
-    std::vector<ife_verdict> verdicts((std::size_t)n_frames);
+    std::vector<ife_cuda_verdict> verdicts((std::size_t)n_frames);
     std::vector<float> scores((std::size_t)n_frames * params.max_rows);
     params.tickets = tickets.data();
     const ife_cuda_out out = {verdicts.data(), scores.data()};
@@ -75,7 +75,7 @@ static void run_case(const int32_t *head) {
     for (uint32_t ticket : tickets)
         if (ticket != 0) std::exit(7);
     if (n_frames == 0) return;
-    std::fwrite(verdicts.data(), sizeof(ife_verdict), verdicts.size(), stdout);
+    std::fwrite(verdicts.data(), sizeof(ife_cuda_verdict), verdicts.size(), stdout);
     std::fwrite(scores.data(), sizeof(float), scores.size(), stdout);
     heap.clear();
 }
@@ -83,12 +83,12 @@ static void run_case(const int32_t *head) {
 /* A case that every contract refuses: the launch must say so and touch nothing. */
 static void check_refusals() {
     float x = 0.0f;
-    ife_verdict verdict = {};
+    ife_cuda_verdict verdict = {};
     uint32_t ticket = 0;
     const ife_cuda_guard judge = {};
     const ife_cuda_out out = {&verdict, &x};
-    const ife_cuda_params valid = {1, 1, 1, 1, 1, 1, 0, &judge, &ticket};
-    std::vector<ife_cuda_params> wrong(8, valid);
+    const ife_cuda_params valid = {1, 1, 1, 1, 1, 1, 2, &judge, &ticket};
+    std::vector<ife_cuda_params> wrong(9, valid);
     wrong[0].n_guards = 0;
     wrong[1].guards = nullptr;
     wrong[2].tickets = nullptr;
@@ -97,6 +97,7 @@ static void check_refusals() {
     wrong[5].max_frames = 0;
     wrong[6].max_rows = 0;
     wrong[7].n_classes = 0;
+    wrong[8].n_vectors = 1;
     for (const ife_cuda_params &params : wrong)
         if (ife_cuda_launch(&params, &x, &x, &out, 1, nullptr) != 1) std::exit(8);
     if (ife_cuda_launch(&valid, nullptr, &x, &out, 1, nullptr) != 1) std::exit(8);

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from cuda_cases import CSRC, HOST, WARNINGS, compile_checked
+from cuda_cases import CSRC, FMA, HOST, WARNINGS, compile_checked
 
 from inflight_edge.scoring.cuda import GUARD, OUT, PARAMS, VERDICT
 
@@ -26,7 +26,7 @@ class DriverError(Exception):
 
 def compile_library(target: Path) -> ctypes.CDLL:
     """The CUDA scorer on the CPU as a shared library."""
-    flags = ["-std=c++20", "-O2", *WARNINGS, "-shared", "-fPIC", f"-I{HOST}", f"-I{CSRC}"]
+    flags = ["-std=c++20", "-O2", *WARNINGS, *FMA, "-shared", "-fPIC", f"-I{HOST}", f"-I{CSRC}"]
     compile_checked("g++", *flags, "-x", "c++", CSRC / "score_cuda.cu", "-o", target)
     library = ctypes.CDLL(str(target))
     pointers = [ctypes.c_void_p] * 4
@@ -129,7 +129,7 @@ class Function:
         guard["n_components"], guard["classes"] = n_components, classes.ctypes.data
         tickets, verdicts = np.zeros(n_frames, np.uint32), np.zeros(n_frames, VERDICT)
         params, out = np.zeros(1, PARAMS), np.zeros(1, OUT)
-        head = (1, n, 1, n_rows, 1, n_frames, 1, guard.ctypes.data, tickets.ctypes.data)
+        head = (1, n, 1, n_rows, 1, n_frames, 3, guard.ctypes.data, tickets.ctypes.data)
         params[0], out[0] = head, (verdicts.ctypes.data, values["out"])
 
         def work() -> None:

@@ -37,14 +37,14 @@ def test_cubin_stays_in_its_budget(tmp_path: Path, architecture: str) -> None:
 
 
 def test_portable_ptx(tmp_path: Path) -> None:
-    """For GPUs without a cubin of their own; no divide or root but the IEEE ones, and denormals are kept."""
+    """For GPUs without a cubin of their own; no division but the IEEE one, and denormals are kept."""
     target = tmp_path / "score.ptx"
     compile_checked("nvcc", *FLAGS, "-ptx", "-arch=compute_80", "-o", target)
     ptx = target.read_text()
     assert ".target sm_80" in ptx
-    assert "div.rn.f32" in ptx
-    assert "div.approx" not in ptx
-    assert "div.full" not in ptx
+    assert "rcp.rn.f32" in ptx
+    for inexact in ("div.approx", "div.full", "rcp.approx", "fma.rn.ftz", "mul.ftz", "add.ftz"):
+        assert inexact not in ptx
 
 
 def test_spills_fail_the_budget() -> None:
