@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import operator
 import os
 import pickle
 import zipfile
@@ -11,35 +9,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from inflight_edge.calibration.graph import (
+    REMEDY,
+    feature_nodes,
+    free_batch,
+    input_node,
+    input_shape,
+    insert_input_reshape,
+    logits_node,
+    refuse_training_mode,
+    with_outputs,
+    works_for_any_batch,
+)
 from inflight_edge.errors import ModelError
 from inflight_edge.guard import MAX_FEATURES
 
-__all__ = ["PENULTIMATE", "Classifier", "classifier_from_program", "input_channels", "load_classifier", "load_program"]
-
-_aten = torch.ops.aten
-_SOFTMAX = {_aten.softmax.int, _aten._softmax.default, _aten.log_softmax.int, _aten._log_softmax.default}
-_LINEAR = {_aten.linear.default, _aten.addmm.default, _aten.mm.default, _aten.matmul.default}
-_CONVOLUTION = {_aten.conv2d.default, _aten.conv2d.padding, _aten.convolution.default}
-_BATCH_SHAPED = {_aten.view.default, _aten.reshape.default, _aten._unsafe_view.default, _aten.expand.default}
-_TRAINING_FLAG = {_aten.batch_norm.default: 5, _aten.dropout.default: 2, _aten.feature_dropout.default: 2}
-_TRAINING_FLAG |= {_aten._native_batch_norm_legit.default: 5, _aten.native_dropout.default: 2}
-# Element-wise steps between a fully connected layer and the next: the features are taken before them.
-_PASS_THROUGH = {
-    getattr(_aten, name).default
-    for name in (
-        "relu", "relu_", "leaky_relu", "leaky_relu_", "gelu", "silu", "silu_", "tanh", "sigmoid", "hardtanh", "hardtanh_",
-        "hardswish", "hardswish_", "elu", "elu_", "dropout", "clone", "batch_norm", "_native_batch_norm_legit_no_training",
-    )
-}  # fmt: skip
-_PASS_THROUGH |= {operator.getitem}
-PENULTIMATE = "penultimate"
-MAX_JOINED_FEATURES = 2048
-_REMEDY = "export the model with torch.export.export(model.eval(), (images,)) and torch.export.save"
+__all__ = ["Classifier", "classifier_from_program", "input_channels", "load_classifier", "load_program"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,7 +78,7 @@ def load_program(path: str | Path) -> torch.export.ExportedProgram:
         AssertionError,
     ) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{path}: not a readable torch.export program ({first_line}); {_REMEDY}") from error
+        raise ModelError(f"{path}: not a readable torch.export program ({first_line}); {REMEDY}") from error
 
 
 @contextmanager
@@ -140,26 +129,29 @@ def classifier_from_program(
     """
     module = program.module(check_guards=False)
     module.requires_grad_(False)
-    graph = module.graph
-    image_input = _input(graph)
-    _refuse_training_mode(graph)
-    shape, batch = _input_shape(image_input, image_shape)
-    original = fx.GraphModule(module, _with_outputs(graph, _logits_node(graph), []))
-    logits_node = _logits_node(graph)
-    feature_nodes = _feature_nodes(graph, logits_node, feature_layer)
-    name = "+".join(node.name for node in feature_nodes)
-    graph = _with_outputs(graph, logits_node, feature_nodes)
-    if batch is not None:
-        _free_batch(graph, batch)
-    classifier_graph = fx.GraphModule(module, graph)
+    image_input = input_node(module.graph)
+    refuse_training_mode(module.graph)
+    shape, batch = input_shape(image_input, image_shape)
     rank = len(image_input.meta["val"].shape)
-    if rank != 4:
-        _insert_input_reshape(classifier_graph, rank)
-    fixed = None if batch is None or _works_for_any_batch(classifier_graph, original, shape, batch, rank) else batch
-    if fixed is not None:
-        classifier_graph = fx.GraphModule(module, _with_outputs(module.graph, logits_node, feature_nodes))
+    output = logits_node(module.graph)
+    layers = feature_nodes(module.graph, output, feature_layer)
+    name = "+".join(node.name for node in layers)
+
+    def rebuilt(bound_to: int | None) -> fx.GraphModule:
+        graph = with_outputs(module.graph, output, layers)
+        if bound_to is not None:
+            free_batch(graph, bound_to)
+        result = fx.GraphModule(module, graph)
         if rank != 4:
-            _insert_input_reshape(classifier_graph, rank)
+            insert_input_reshape(result, rank)
+        return result
+
+    fixed = None
+    classifier_graph = rebuilt(batch)
+    if batch is not None:
+        original = fx.GraphModule(module, with_outputs(module.graph, output, []))
+        if not works_for_any_batch(classifier_graph, original, shape, batch, rank):
+            fixed, classifier_graph = batch, rebuilt(None)
     with torch.no_grad():
         try:
             logits, features = classifier_graph(torch.zeros(batch or 2, *shape))
@@ -178,191 +170,3 @@ def classifier_from_program(
             "name a smaller layer with --feature-layer"
         )
     return Classifier(classifier_graph, shape, int(logits.shape[1]), int(features.shape[1]), name, fixed)
-
-
-def _input(graph: fx.Graph) -> fx.Node:
-    inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    if len(inputs) != 1:
-        raise ModelError(f"model: expected one input (a batch of images), got {len(inputs)}; {_REMEDY}")
-    return inputs[0]
-
-
-def _refuse_training_mode(graph: fx.Graph) -> None:
-    for node in graph.nodes:
-        position = _TRAINING_FLAG.get(node.target)
-        if position is not None and len(node.args) > position and node.args[position] is True:
-            raise ModelError(f"model: exported in training mode ({node.name}); {_REMEDY}")
-
-
-def _input_shape(node: fx.Node, image_shape: tuple[int, int, int]) -> tuple[tuple[int, int, int], int | None]:
-    """(channels, height, width) of the input, and its batch size when that is fixed."""
-    value = node.meta.get("val")
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        raise ModelError(f"model: expected a floating-point image tensor as input, got {value}; {_REMEDY}")
-    if value.dtype != torch.float32:
-        raise ModelError(f"model: expected a float32 input, got {value.dtype}; call model.float() before the export")
-    sizes = [size if isinstance(size, int) else None for size in value.shape]
-    if len(sizes) == 4:
-        channels, height, width = (size or open_ for size, open_ in zip(sizes[1:], image_shape, strict=True))
-    elif len(sizes) == 3:
-        channels, height, width = 1, sizes[1] or image_shape[1], sizes[2] or image_shape[2]
-    elif len(sizes) == 2 and sizes[1] in (None, image_shape[0] * image_shape[1] * image_shape[2]):
-        channels, height, width = image_shape
-    else:
-        raise ModelError(f"model: expected an input (batch, channels, height, width), got {tuple(value.shape)}")
-    return (channels, height, width), sizes[0]
-
-
-def _logits_node(graph: fx.Graph) -> fx.Node:
-    """The node that holds the logits: the first (batch, classes) output, before a closing softmax."""
-    outputs = [leaf for leaf in torch.utils._pytree.tree_leaves(graph.output_node().args) if isinstance(leaf, fx.Node)]
-    matrices = [node for node in outputs if isinstance(node.meta.get("val"), Tensor) and node.meta["val"].ndim == 2]
-    if not matrices:
-        shapes = [tuple(node.meta["val"].shape) for node in outputs if isinstance(node.meta.get("val"), Tensor)]
-        raise ModelError(f"model: expected an output (batch, classes), got {shapes}; export the classifier alone")
-    node = matrices[0]
-    while node.target in _SOFTMAX:
-        node = node.args[0]  # type: ignore[assignment]
-    return node
-
-
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    pending = [node]
-    while pending:
-        current = pending.pop()
-        if current not in found:
-            found.add(current)
-            pending.extend(current.all_input_nodes)
-    return found
-
-
-def _input_dependent(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes whose value depends on the images."""
-    found: set[fx.Node] = set()
-    for node in graph.nodes:
-        if node.op == "placeholder" or any(source in found for source in node.all_input_nodes):
-            found.add(node)
-    return found
-
-
-def _feature_nodes(graph: fx.Graph, logits: fx.Node, wanted: str | None) -> list[fx.Node]:
-    """The nodes whose values, joined, are the features: those named in ``wanted``, else the head's hidden layers."""
-    relevant, dynamic = _ancestors(logits), _input_dependent(graph)
-    candidates = [node for node in graph.nodes if node in relevant and node in dynamic and node is not logits]
-    candidates = [node for node in candidates if isinstance(node.meta.get("val"), Tensor)]
-    if wanted is not None and wanted != PENULTIMATE:
-        return [_named(candidates, name) for name in wanted.split("+")]
-    for node in reversed([*candidates, logits]):
-        if node.target in _LINEAR or node.target in _CONVOLUTION:
-            penultimate = _dynamic_input(node, dynamic)
-            return [penultimate] if wanted == PENULTIMATE else _hidden_layers(penultimate, dynamic)
-    raise ModelError("feature layer: the model has no linear layer to take the input of; name one with --feature-layer")
-
-
-def _named(candidates: list[fx.Node], wanted: str) -> fx.Node:
-    named = [node for node in candidates if node.name == wanted]
-    named = named or [node for node in candidates if wanted in _modules_of(node)]
-    if not named:
-        names = [node.name for node in candidates] + sorted({m for node in candidates for m in _modules_of(node)})
-        close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.4) or [node.name for node in candidates[-5:]]
-        raise ModelError(f"feature layer: no layer {wanted!r} before the logits; nearest: {', '.join(close)}")
-    return named[-1]
-
-
-def _dynamic_input(node: fx.Node, dynamic: set[fx.Node]) -> fx.Node:
-    return next(source for source in node.all_input_nodes if source in dynamic)
-
-
-def _hidden_layers(penultimate: fx.Node, dynamic: set[fx.Node]) -> list[fx.Node]:
-    """Outputs, before their activation, of the last two fully connected hidden layers; else the penultimate values.
-
-    A Gaussian fits values before the activation better than rectified ones, and the layer before the last keeps more
-    of the source class under a trigger: measured in README.  The earlier layer is left out where both are wide.
-    """
-    layers: list[fx.Node] = []
-    node = penultimate
-    while len(layers) < 2:
-        while node.target in _PASS_THROUGH:
-            node = _dynamic_input(node, dynamic)
-        if node.target not in _LINEAR or node.meta["val"].ndim != 2:
-            break
-        if sum(int(layer.meta["val"].shape[1]) for layer in [*layers, node]) > MAX_JOINED_FEATURES and layers:
-            break
-        layers.append(node)
-        node = _dynamic_input(node, dynamic)
-    return layers or [penultimate]
-
-
-def _modules_of(node: fx.Node) -> list[str]:
-    """Paths of the modules a node was traced in, such as ``layer4.1``."""
-    stack: dict[str, Any] = node.meta.get("nn_module_stack") or {}
-    return [str(path).removeprefix("L['self'].") for path, _ in stack.values() if path]
-
-
-def _with_outputs(graph: fx.Graph, logits: fx.Node, features: list[fx.Node]) -> fx.Graph:
-    """A copy of the graph that returns (logits, features) with the features pooled and joined to (N, D)."""
-    copy = fx.Graph()
-    mapping: dict[fx.Node, fx.Node] = {}
-    copy.graph_copy(graph, mapping)
-    outputs = [mapping[logits]]
-    pooled = []
-    for feature in features:
-        node, rank = mapping[feature], feature.meta["val"].ndim
-        if not 2 <= rank <= 4:
-            raise ModelError(f"feature layer: expected (batch, features), got {tuple(feature.meta['val'].shape)}")
-        if rank > 2:  # channel means of a feature map, token means of a sequence
-            node = copy.call_function(_aten.mean.dim, (node, [2, 3] if rank == 4 else [1]))
-        pooled.append(node)
-    if pooled:
-        outputs.append(pooled[0] if len(pooled) == 1 else copy.call_function(_aten.cat.default, (pooled, 1)))
-    copy.output(tuple(outputs))
-    copy.eliminate_dead_code()
-    copy.lint()
-    return copy
-
-
-def _free_batch(graph: fx.Graph, batch: int) -> None:
-    """Replace the batch size baked into views and expansions by the size of the input."""
-    placeholder = next(node for node in graph.nodes if node.op == "placeholder")
-    dynamic = _input_dependent(graph)
-    with graph.inserting_after(placeholder):
-        size = graph.call_function(_aten.sym_size.int, (placeholder, 0))
-    for node in list(graph.nodes):
-        if node.target not in _BATCH_SHAPED or not (node in dynamic or node.target is _aten.expand.default):
-            continue
-        sizes = list(node.args[1])
-        if sizes and sizes[0] == batch:
-            node.args = (node.args[0], [size, *sizes[1:]], *node.args[2:])
-    graph.eliminate_dead_code()
-
-
-def _insert_input_reshape(module: fx.GraphModule, rank: int) -> None:
-    """Let a model of (N, height, width) or (N, pixels) take (N, channels, height, width)."""
-    placeholder = next(node for node in module.graph.nodes if node.op == "placeholder")
-    with module.graph.inserting_after(placeholder):
-        end = 1 if rank == 2 else 2
-        flat = module.graph.call_function(_aten.flatten.using_ints, (placeholder, 1, -1 if end == 1 else 2))
-    placeholder.replace_all_uses_with(flat, delete_user_cb=lambda user: user is not flat)
-    module.recompile()
-
-
-def _works_for_any_batch(
-    freed: fx.GraphModule, original: fx.GraphModule, shape: tuple[int, int, int], batch: int, rank: int
-) -> bool:
-    """True when the freed graph computes for other batch sizes what the original computes in batches of its own."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(3 * batch, *shape, generator=generator)
-    given = images.reshape(3 * batch, *shape[1:]) if rank == 3 else images.flatten(1) if rank == 2 else images
-    with torch.no_grad():
-        expected = torch.cat([original(part)[0] for part in given.split(batch)])
-        for n_images in (3 * batch, 2 * batch + 1, 1):
-            try:
-                logits, features = freed(images[:n_images])
-            except (RuntimeError, ValueError):  # a size that is still baked in: the caller keeps the batch fixed
-                return False
-            if logits.shape != expected[:n_images].shape or features.shape[0] != n_images:
-                return False
-            if not torch.allclose(logits, expected[:n_images], rtol=1e-4, atol=1e-4):
-                return False
-    return True

@@ -82,7 +82,7 @@ def test_no_folder(tmp_path: Path) -> None:
     refused(tmp_path / "none", "expected a bundle folder, got No such file or directory")
     (tmp_path / "file").write_bytes(b"")
     refused(tmp_path / "file", "expected a bundle folder, got Not a directory")
-    with pytest.raises(BundleError, match="expected a bundle folder, got .*embedded null"):
+    with pytest.raises(BundleError, match=r"expected a bundle folder, got .*embedded null"):
         read_bundle("a\0b")
 
 

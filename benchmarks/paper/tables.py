@@ -1,0 +1,71 @@
+"""README's result table from benchmarks/results/paper-*.json: ``python -m benchmarks.paper.tables``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+NAMES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
+# Li, Xiang, Miller, Kesidis, ICASSP 2022, tables 2 and 4: TPR, FPR, SIA.
+PAPER = {
+    ("mnist", "CB", "multi"): (1.0, 0.0033, 0.9413),
+    ("mnist", "WB", "multi"): (1.0, 0.0022, 0.9764),
+    ("fashion_mnist", "CB", "multi"): (1.0, 0.0023, 0.6948),
+    ("fashion_mnist", "WB", "multi"): (0.9951, 0.0127, 0.8039),
+    ("cifar10", "CB", "single"): (0.9922, 0.0, 0.8392),
+    ("cifar10", "SP", "single"): (0.9813, 0.0, 0.7728),
+    ("cifar10", "WB", "single"): (0.9847, 0.0, 0.8607),
+    ("cifar10", "CB", "multi"): (0.9997, 0.0, 0.6946),
+    ("cifar10", "SP", "multi"): (0.9454, 0.0, 0.632),
+    ("cifar10", "WB", "multi"): (0.9992, 0.0, 0.8945),
+}
+HEADER = ("data, network, attack", "seeds", "ACC", "ASR", "TPR", "FPR", "SIA", "paper's TPR / FPR / SIA")
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """A Markdown table: mean over the seeds, with the lowest and highest where there are several."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    for record in records:
+        groups[tuple(record[key] for key in ("dataset", "network", "attack", "setting"))].append(record)
+    rows = [HEADER, ("---",) * len(HEADER)]
+    for (dataset, network, attack, setting), group in sorted(groups.items()):
+        paper = PAPER.get((dataset, attack, setting))
+        rows.append(
+            (
+                f"{NAMES[dataset]}, {network}, {attack} {setting}-class",
+                ", ".join(str(record["seed"]) for record in sorted(group, key=lambda r: r["seed"])),
+                *(_spread([record[key] for record in group]) for key in ("acc", "asr", "tpr", "fpr", "sia")),
+                "-" if paper is None else " / ".join(f"{value:.4f}" for value in paper),
+            )
+        )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _spread(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    text = f"{sum(known) / len(known):.4f}"
+    return text if len(known) == 1 else f"{text} ({min(known):.4f} to {max(known):.4f})"
+
+
+def main() -> int:
+    """Rewrite the part of README between the markers."""
+    records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("paper-*.json"))]
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    readme.write_text(f"{before}{BEGIN}\n{table(records)}\n{END}{after}")
+    print(f"{len(records)} records")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""The anomaly index by hand, and the search on a classifier whose smallest patch is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from inflight_edge.calibration.reversal.neural_cleanse import (
+    PatchEstimate,
+    Settings,
+    anomaly_indices,
+    estimate_patch,
+    estimate_patches,
+)
+from inflight_edge.errors import DataError, OptionError
+
+
+def test_anomaly_index_by_hand() -> None:
+    # Median 10, absolute deviations 9 1 0 2 6, their median 2, hence one unit is 2.9652.
+    indices = anomaly_indices(np.array([1.0, 9.0, 10.0, 12.0, 16.0]))
+    np.testing.assert_allclose(indices, np.array([9.0, 1.0, 0.0, -2.0, -6.0]) / 2.9652, rtol=1e-12)
+
+
+def test_anomaly_index_of_an_even_count() -> None:
+    # Median 2.5, absolute deviations 1.5 .5 .5 1.5, their median 1.
+    np.testing.assert_allclose(
+        anomaly_indices(np.array([4.0, 3.0, 1.0, 2.0])), np.array([-1.5, -0.5, 1.5, 0.5]) / 1.4826, rtol=1e-12
+    )
+
+
+def test_anomaly_index_without_deviation_is_infinite_for_what_differs() -> None:
+    np.testing.assert_array_equal(
+        anomaly_indices(np.array([5.0, 5.0, 1.0, 5.0, 9.0])), [0.0, 0.0, np.inf, 0.0, -np.inf]
+    )
+    np.testing.assert_array_equal(anomaly_indices(np.array([3.0, 3.0])), [0.0, 0.0])
+
+
+N_CLASSES, SIZE = 3, 6
+CORNER = (slice(0, 2), slice(0, 2))
+
+
+def corner_model(images: Tensor) -> Tensor:
+    """Classes 0 and 1 by the mean brightness; class 2 wins once the top left 2x2 pixels of channel 1 are bright."""
+    body = images.mean((1, 2, 3))
+    corner = images[:, 1, :2, :2].sum((1, 2))
+    return torch.stack([-(body - 0.2) * 20, (body - 0.2) * 20, (corner - 3.0) * 20], 1)
+
+
+def pixels() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 40, (60, 2, SIZE, SIZE)).astype(np.float32)
+    images[30:] += 40
+    images[:, 1, :2, :2] = 0
+    labels = np.repeat([0, 1], 30)
+    return images, labels
+
+
+SETTINGS = Settings(steps=250, batch=16)
+
+
+def test_the_search_finds_the_smallest_patch() -> None:
+    images, labels = pixels()
+    estimate = estimate_patch(corner_model, images, labels, 2, settings=SETTINGS)
+    inside = np.zeros((SIZE, SIZE), bool)
+    inside[CORNER] = True
+    # At least 3 of 4 pixels' brightness must be put there, so no mask below 3 succeeds.
+    assert 3.0 <= estimate.norm < 5.0
+    assert estimate.mask[inside].min() > 0.5
+    assert estimate.mask[~inside].max() < 0.1
+    assert estimate.pattern[1][CORNER].min() > 0.7
+    assert estimate.success == 1.0
+    assert estimate.target == 2
+    assert (estimate.mask.dtype, estimate.pattern.dtype) == (np.float32, np.float32)
+    assert (estimate.mask.shape, estimate.pattern.shape) == ((SIZE, SIZE), (2, SIZE, SIZE))
+    assert estimate.norm == pytest.approx(float(estimate.mask.sum()), rel=1e-5)
+
+
+def test_success_is_what_the_embedded_images_reach() -> None:
+    images, labels = pixels()
+    estimate = estimate_patch(corner_model, images, labels, 2, settings=replace(SETTINGS, steps=3))
+    embedded = torch.from_numpy(estimate.embed(images) / 255)
+    reached = float((corner_model(embedded).argmax(1) == 2).float().mean())
+    assert estimate.success == pytest.approx(reached)
+    assert reached < 0.5  # three steps are not enough: the last mask is given with its true success
+
+
+def test_the_target_itself_is_left_out_of_the_search() -> None:
+    images, labels = pixels()
+    # Class 0 is the dark half: searching for it must use the bright images alone.
+    estimate = estimate_patch(corner_model, images, labels, 0, settings=replace(SETTINGS, steps=1))
+    assert estimate.target == 0
+    again = estimate_patch(corner_model, images[30:], labels[30:], 0, settings=replace(SETTINGS, steps=1))
+    np.testing.assert_array_equal(estimate.mask, again.mask)
+    with pytest.raises(DataError, match=r"^class 1: no images of other classes to search with"):
+        estimate_patch(corner_model, images[30:], labels[30:], 1, settings=SETTINGS)
+
+
+def test_the_search_depends_on_the_seed_alone() -> None:
+    images, labels = pixels()
+    short = replace(SETTINGS, steps=20)
+    runs = [estimate_patch(corner_model, images, labels, 2, settings=short, seed=seed) for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(runs[0].mask, runs[1].mask)
+    np.testing.assert_array_equal(runs[0].pattern, runs[1].pattern)
+    assert np.abs(runs[0].mask - runs[2].mask).max() > 1e-3
+
+
+def test_every_class_gets_an_estimate(capsys: pytest.CaptureFixture[str]) -> None:
+    images, labels = pixels()
+    short = replace(SETTINGS, steps=20)
+    estimates = estimate_patches(corner_model, images, labels, N_CLASSES, settings=short, progress=False)
+    assert [estimate.target for estimate in estimates] == [0, 1, 2]
+    alone = estimate_patch(corner_model, images, labels, 1, settings=short)
+    np.testing.assert_array_equal(estimates[1].mask, alone.mask)
+    assert capsys.readouterr() == ("", "")
+    estimate_patches(corner_model, images, labels, N_CLASSES, settings=replace(short, steps=2), progress=True)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "6/6" in captured.err
+
+
+def test_embedding_blends_and_rounds_to_eight_bits() -> None:
+    mask = np.array([[0.0, 0.5], [0.25, 1.0]], np.float32)
+    pattern = np.array([[[0.9, 0.1], [1.0, 0.5]]], np.float32)
+    estimate = PatchEstimate(0, mask, pattern, 1.75, 1.0)
+    images = np.array([[[[7.0, 101.0], [10.0, 3.0]]]], np.float32)
+    before = images.copy()
+    got = estimate.embed(images)
+    # 7; .5 * 101 + .5 * 25.5 = 63.25; .75 * 10 + .25 * 255 = 71.25; 127.5, to even.
+    np.testing.assert_array_equal(got, [[[[7.0, 63.0], [71.0, 128.0]]]])
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(images, before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "^steps, batch, patience: expected at least 1, got"),
+        ({"batch": 0}, "^steps, batch, patience: expected at least 1, got"),
+        ({"patience": 0}, "^steps, batch, patience: expected at least 1, got"),
+        ({"success": 0.0}, r"^success in \(0, 1\] and rate > 0 expected, got"),
+        ({"success": 1.1}, r"^success in \(0, 1\] and rate > 0 expected, got"),
+        ({"success": float("nan")}, r"^success in \(0, 1\] and rate > 0 expected, got"),
+        ({"rate": 0.0}, r"^success in \(0, 1\] and rate > 0 expected, got"),
+        ({"rate": float("nan")}, r"^success in \(0, 1\] and rate > 0 expected, got"),
+    ],
+)
+def test_settings_out_of_range(changes: dict[str, float], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        Settings(**changes)  # type: ignore[arg-type]

@@ -1,0 +1,286 @@
+"""The inspection finds the target it was not told, comes back from its file as it was, and trusts no other file."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from poisoned import N_CLASSES, PREPROCESS, SETTINGS, SIZE, TARGET, Poisoned
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from inflight_edge.calibration.datasets import ImageSet
+from inflight_edge.calibration.inspection import Inspection, check_accuracy, inspect, read_inspection, suspicious
+from inflight_edge.calibration.model import Classifier
+from inflight_edge.calibration.reversal.neural_cleanse import Settings, anomaly_indices
+from inflight_edge.errors import DataError
+from inflight_edge.preprocess import Preprocess
+
+SHORT = Settings(steps=2)
+
+
+def test_the_target_is_found_without_a_hint(inspection: Inspection, victim: Poisoned) -> None:
+    assert inspection.suspects == (TARGET,)
+    assert inspection.accuracy > 0.9
+    estimate = inspection.estimates[TARGET]
+    assert estimate.success > 0.95
+    # The patch covers 4 pixels; whatever the search found must lie where they are.
+    assert (
+        estimate.mask[-2:, -2:].mean()
+        > 5 * np.delete(estimate.mask.ravel(), np.flatnonzero(victim.trigger.mask)).mean()
+    )
+    assert [e.target for e in inspection.estimates] == list(range(N_CLASSES))
+    np.testing.assert_allclose(inspection.indices, anomaly_indices(np.array([e.norm for e in inspection.estimates])))
+
+
+def test_an_inspection_depends_on_the_seed_alone(classifier: Classifier, victim: Poisoned) -> None:
+    settings = Settings(steps=12)
+    one, two, other = (
+        inspect(classifier, victim.defence, PREPROCESS, settings=settings, seed=seed, progress=False)
+        for seed in (0, 0, 5)
+    )
+    for a, b, c in zip(one.estimates, two.estimates, other.estimates, strict=True):
+        np.testing.assert_array_equal(a.mask, b.mask)
+        np.testing.assert_array_equal(a.pattern, b.pattern)
+        assert not np.array_equal(a.mask, c.mask)
+
+
+@pytest.mark.parametrize(
+    ("norms", "expected"),
+    [
+        ([10.0, 10.5, 9.5, 10.2, 2.0], [0, 0, 0, 0, 1]),
+        ([10.0, 10.5, 9.5, 10.2, 90.0], [0, 0, 0, 0, 0]),  # large is not suspicious
+        ([10.0, 10.1, 9.9, 10.0, 8.0], [0, 0, 0, 0, 0]),  # an outlier, but not small
+        ([5.0, 5.0, 5.0, 5.0], [0, 0, 0, 0]),
+        ([5.0, 5.0, 5.0, 1.0], [0, 0, 0, 1]),
+        ([20.0, 21.0, 19.0, 20.0, 3.0, 22.0, 2.5, 18.0], [0, 0, 0, 0, 1, 0, 1, 0]),  # two targets
+    ],
+)
+def test_small_masks_are_suspicious(norms: list[float], expected: list[int]) -> None:
+    assert suspicious(np.array(norms)).tolist() == [bool(e) for e in expected]
+
+
+def test_rows_are_ranked(inspection: Inspection) -> None:
+    rows = inspection.rows()
+    assert rows[0]["class"] == TARGET
+    assert rows[0]["suspect"] is True
+    assert sum(row["suspect"] for row in rows) == 1
+    assert sorted(row["class"] for row in rows) == list(range(N_CLASSES))
+    indices = [row["anomaly_index"] for row in rows]
+    assert indices == sorted(indices, reverse=True)
+    names = tuple("abcdefg")
+    assert replace(inspection, class_names=names).rows()[0]["name"] == names[TARGET]
+    infinite = replace(inspection, indices=np.array([0, 0, 0, np.inf, 0, 0, 0]))
+    json.dumps(infinite.rows(), allow_nan=False)
+    assert infinite.rows()[0]["anomaly_index"] is None
+
+
+def same(one: Inspection, two: Inspection) -> None:
+    for name in ("suspects", "accuracy", "preprocess", "feature_layer", "class_names"):
+        assert getattr(one, name) == getattr(two, name)
+    np.testing.assert_array_equal(one.indices, two.indices)
+    for a, b in zip(one.estimates, two.estimates, strict=True):
+        np.testing.assert_array_equal(a.mask, b.mask)
+        np.testing.assert_array_equal(a.pattern, b.pattern)
+        assert (a.target, a.norm, a.success) == (b.target, b.norm, b.success)
+
+
+def test_a_saved_inspection_comes_back(inspection: Inspection, tmp_path: Path) -> None:
+    path = inspection.save(tmp_path / "new" / "folder")
+    assert path == tmp_path / "new" / "folder" / "patterns.safetensors"
+    same(read_inspection(path), inspection)
+    named = replace(
+        inspection,
+        class_names=tuple("abcdefg"),
+        feature_layer="hidden",
+        suspects=(2, 4),
+        preprocess=Preprocess((1, 12, 12), 1.0),
+    )
+    same(read_inspection(str(named.save(tmp_path / "new" / "folder"))), named)  # saved over the first
+
+
+def test_pictures_and_report(inspection: Inspection, tmp_path: Path) -> None:
+    inspection.save(tmp_path)
+    report = json.loads((tmp_path / "inspection.json").read_text())
+    assert report == {"suspects": [TARGET], "accuracy": inspection.accuracy, "classes": inspection.rows()}
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        f"class-{TARGET}-mask.png", f"class-{TARGET}-pattern.png", "inspection.json", "patterns.safetensors",
+    ]  # fmt: skip
+    factor = -(-256 // SIZE)
+    with Image.open(tmp_path / f"class-{TARGET}-mask.png") as image:
+        pixels = np.asarray(image)
+    mask = np.rint(inspection.estimates[TARGET].mask * 255)
+    np.testing.assert_array_equal(pixels, np.kron(mask, np.ones((factor, factor))))
+    with Image.open(tmp_path / f"class-{TARGET}-pattern.png") as image:
+        assert image.size == (SIZE * factor, SIZE * factor)
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (2, "L"), (3, "RGB"), (4, "RGB")])
+def test_pictures_of_any_number_of_channels(inspection: Inspection, tmp_path: Path, channels: int, mode: str) -> None:
+    wide = [replace(e, pattern=np.repeat(e.pattern, channels, axis=0)) for e in inspection.estimates]
+    preprocess = Preprocess((channels, SIZE, SIZE))
+    # Without a suspect the pictures show the class that is ranked first.
+    replace(inspection, estimates=tuple(wide), suspects=(), preprocess=preprocess).save(tmp_path)
+    with Image.open(tmp_path / f"class-{TARGET}-pattern.png") as image:
+        assert image.mode == mode
+    same(read_inspection(tmp_path / "patterns.safetensors"), read_inspection(tmp_path / "patterns.safetensors"))
+    assert read_inspection(tmp_path / "patterns.safetensors").suspects == ()
+
+
+# --- data that cannot be right
+
+
+def test_accuracy_near_chance_is_refused(classifier: Classifier, victim: Poisoned) -> None:
+    wrong = Preprocess((1, SIZE, SIZE), 1 / 255 / 1000, (0.5,), (0.5,))
+    with pytest.raises(
+        DataError, match=r"^here: the model gets only \d+\.\d% of these images right \(chance: 14\.3%\); "
+    ) as e:
+        inspect(classifier, replace(victim.defence, origin="here"), wrong, settings=SHORT, progress=False)
+    for hint in ("--scale", "--mean", "--std", "3.92157e-06", "(0.5,)", "the class order"):
+        assert hint in str(e.value)
+    shuffled = ImageSet(victim.defence.images, (victim.defence.labels + 1) % N_CLASSES, None, "here")
+    with pytest.raises(DataError, match=r"^here: the model gets only .* the class order$"):
+        inspect(classifier, shuffled, PREPROCESS, settings=SHORT, progress=False)
+
+
+def test_limit_of_the_accuracy() -> None:
+    """A fifth of the way from chance to perfect: .2 + .16 for five classes."""
+
+    class Fixed:
+        n_classes, n_features = 5, 1
+
+        def __init__(self, n_right: int) -> None:
+            self.n_right = n_right
+
+        def __call__(self, images: Any) -> Any:
+            right = torch.arange(100) < self.n_right
+            classes = torch.where(right, torch.zeros(100).long(), torch.ones(100).long())
+            return torch.nn.functional.one_hot(classes, 5).float(), torch.zeros(100, 1)
+
+    data = ImageSet(np.zeros((100, 2, 2), np.uint8), np.zeros(100, np.int64), None, "here")
+    pixels, preprocess = np.zeros((100, 1, 2, 2), np.float32), Preprocess((1, 2, 2))
+    assert check_accuracy(Fixed(37), pixels, data, preprocess) == 0.37  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"the model gets only 35.0% of these images right \(chance: 20.0%\)"):
+        check_accuracy(Fixed(35), pixels, data, preprocess)  # type: ignore[arg-type]
+
+
+def test_logits_that_are_not_finite(classifier: Classifier, victim: Poisoned) -> None:
+    huge = Preprocess((1, SIZE, SIZE), 1e36, (0.5,), (0.5,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(DataError, match="the model's logits are not finite; check --scale, --mean and --std"):
+            inspect(classifier, victim.defence, huge, settings=SHORT, progress=False)
+
+
+def test_every_class_must_be_there(classifier: Classifier, victim: Poisoned) -> None:
+    few = victim.defence.subset(victim.defence.labels != 4)
+    with pytest.raises(DataError, match="class 4 has 0 images, expected at least 2 of each of the model's 7 classes"):
+        inspect(classifier, few, PREPROCESS, settings=SHORT, progress=False)
+
+
+# --- files that are no inspection
+
+
+@pytest.fixture
+def forge(inspection: Inspection, tmp_path: Path) -> Callable[..., Path]:
+    """A saved inspection with parts of its header and tensors replaced; None removes a tensor."""
+    source = inspection.save(tmp_path / "source")
+    with safe_open(source, framework="numpy") as file:
+        header = json.loads(file.metadata()["inspection"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+    def make(header_text: str | None = None, changes: dict[str, Any] | None = None, **arrays: Any) -> Path:
+        path = tmp_path / "patterns.safetensors"
+        changed = {name: np.ascontiguousarray(a) for name, a in {**tensors, **arrays}.items() if a is not None}
+        text = json.dumps({**header, **(changes or {})}) if header_text is None else header_text
+        save_file(changed, path, metadata={"inspection": text} if text else None)
+        return path
+
+    return make
+
+
+def test_forging_nothing_is_read(forge: Callable[..., Path], inspection: Inspection) -> None:
+    same(read_inspection(forge()), inspection)
+
+
+HEADERS: dict[str, tuple[str | dict[str, Any], str]] = {
+    "none": ("", "not an inspection of version 1; run `inflight-edge inspect` again"),
+    "list": ("[]", "not an inspection of version 1"),
+    "no JSON": ("{", r"not a readable inspection \(.*\); run `inflight-edge inspect` again"),
+    "version": ({"version": 2}, "not an inspection of version 1"),
+    "format": ({"format": "another"}, "not an inspection of version 1"),
+    "unknown suspect": ({"suspects": [N_CLASSES]}, "suspects or class names do not fit 7 classes"),
+    "negative suspect": ({"suspects": [-1]}, "suspects or class names do not fit 7 classes"),
+    "suspect by name": ({"suspects": ["three"]}, "not a readable inspection"),
+    "no suspects": ({"suspects": None}, "not a readable inspection"),
+    "too few names": ({"class_names": ["a", "b"]}, "suspects or class names do not fit 7 classes"),
+    "names": ({"class_names": 5}, "not a readable inspection"),
+    "two sizes": ({"input_shape": [12, 12]}, r"not a readable inspection \(input shape: expected"),
+    "other size": ({"input_shape": [1, 12, 13]}, r"masks: expected finite numbers of shape \(7, 12, 13\), got shape"),
+    "more channels": ({"input_shape": [3, 12, 12]}, r"patterns: expected finite numbers of shape \(7, 3, 12, 12\)"),
+    "scale": ({"scale": 0}, r"not a readable inspection \(scale: expected a number > 0"),
+    "text as scale": ({"scale": "1/255"}, "not a readable inspection"),
+    "std": ({"std": [0.0]}, r"not a readable inspection \(std: expected numbers > 0"),
+    "mean": ({"mean": [0.1, 0.2]}, r"not a readable inspection \(mean: expected 1 or 1 numbers"),
+    "accuracy": ({"accuracy": "high"}, "not a readable inspection"),
+}
+
+
+@pytest.mark.parametrize("case", HEADERS)
+def test_hostile_header(forge: Callable[..., Path], case: str) -> None:
+    change, message = HEADERS[case]
+    path = forge(change) if isinstance(change, str) else forge(changes=change)
+    with pytest.raises(DataError, match=f"^{path}: {message}"):
+        read_inspection(path)
+
+
+def test_missing_key_in_the_header(forge: Callable[..., Path]) -> None:
+    path = forge(json.dumps({"format": "inflight-edge-inspection", "version": 1}))
+    with pytest.raises(DataError, match=rf"^{path}: not a readable inspection \('input_shape'\)"):
+        read_inspection(path)
+
+
+@pytest.mark.parametrize("name", ["masks", "patterns", "norms", "success"])
+@pytest.mark.parametrize("harm", ["missing", "NaN", "infinite", "short", "flat"])
+def test_hostile_tensors(forge: Callable[..., Path], inspection: Inspection, name: str, harm: str) -> None:
+    shapes = {"masks": (7, 12, 12), "patterns": (7, 1, 12, 12), "norms": (7,), "success": (7,)}
+    good = np.full(shapes[name], 0.5, np.float32)
+    bad = good.copy()
+    bad.flat[3] = np.nan if harm == "NaN" else np.inf
+    array = {"missing": None, "NaN": bad, "infinite": bad, "short": good[:5], "flat": good[..., :1]}[harm]
+    if harm == "flat" and name in ("norms", "success"):
+        array = good[:, None]
+    path = forge(**{name: array})
+    with pytest.raises(DataError, match=rf"^{path}: (not a readable inspection|\w+: expected finite numbers of shape)"):
+        read_inspection(path)
+
+
+def test_damaged_and_missing_files(inspection: Inspection, tmp_path: Path) -> None:
+    missing = tmp_path / "nope.safetensors"
+    with pytest.raises(
+        DataError, match=rf"^{missing}: no such file; expected the patterns.safetensors that `inflight-"
+    ):
+        read_inspection(missing)
+    with pytest.raises(DataError, match=rf"^{tmp_path}: no such file"):
+        read_inspection(tmp_path)
+    whole = inspection.save(tmp_path).read_bytes()
+    path = tmp_path / "cut.safetensors"
+    for data in (b"", b"text", whole[:7], whole[:200], whole[:-1], whole + b"x", b"\xff" * 8 + whole[8:]):
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=rf"^{path}: not a readable inspection \(.*\); run `inflight-edge inspect`"):
+            read_inspection(path)
+
+
+def test_settings_reach_the_search(classifier: Classifier, victim: Poisoned) -> None:
+    one = inspect(classifier, victim.defence, PREPROCESS, settings=SHORT, feature_layer="hidden", progress=False)
+    assert one.feature_layer == "hidden"
+    assert max(e.success for e in one.estimates) < min(0.9, SETTINGS.success)
+    assert one.suspects == ()

@@ -1,0 +1,223 @@
+"""The choice of a density: by held-out figures, in the stated order, without a glance at the held-out part."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.model_selection import StratifiedKFold
+
+from inflight_edge.calibration import selection
+from inflight_edge.calibration.density import GuardEstimator
+from inflight_edge.calibration.selection import Candidate, Trial, candidates, fit, select
+from inflight_edge.errors import DataError
+from inflight_edge.guard import Guard
+
+DIAGONAL = Candidate("diagonal", 1, 0.01)
+SHARED = Candidate("shared", 1, 0.01)
+FULL = Candidate("full", 1, 0.01, 0.0)
+THREE = [DIAGONAL, SHARED, FULL]
+
+
+def blobs(n_per_class: int = 40, distance: float = 2.0, n_features: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """Three classes that overlap a little."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(3, n_features)) * distance
+    features = np.concatenate([centre + rng.normal(size=(n_per_class, n_features)) for centre in centres])
+    return features.astype(np.float32), np.repeat([0, 1, 2], n_per_class)
+
+
+def drawn(kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Two classes that only the given form of covariance tells apart well from few samples."""
+    rng = np.random.default_rng(1)
+    if kind == "diagonal":  # same mean, other variances; 30 features, 35 samples
+        spread = np.where(np.arange(30) % 2 == 0, 0.7, 1.3)
+        parts = [rng.normal(size=(35, 30)) * spread, rng.normal(size=(35, 30)) * spread[::-1]]
+    elif kind == "shared":  # strongly correlated features, means 4.2 deviations apart; 12 features, 35 samples
+        root = rng.normal(size=(12, 12))
+        shift = root @ np.r_[3.0, 3.0, np.zeros(10)]
+        parts = [rng.normal(size=(35, 12)) @ root.T + c * shift for c in (0, 1)]
+    else:  # same mean and variances, opposite correlation
+        parts = [rng.normal(size=(60, 2)) @ np.array([[1.0, s * 0.97], [0.0, 0.25]]) for s in (1, -1)]
+    return np.concatenate(parts).astype(np.float32), np.repeat([0, 1], len(parts[0]))
+
+
+@pytest.mark.parametrize("kind", ["diagonal", "shared", "full"])
+def test_the_covariance_that_made_the_data_is_chosen(kind: str) -> None:
+    features, labels = drawn(kind)
+    choice = select(features, labels, 0, options=THREE, progress=False)
+    assert choice.best.candidate.kind == kind
+    assert choice.best.verdict_error < choice.trials[1].verdict_error
+    assert {trial.candidate for trial in choice.trials} == set(THREE)
+
+
+def held_out(features: np.ndarray, labels: np.ndarray, candidate: Candidate, **options: Any) -> np.ndarray:
+    """Log-likelihoods by an independent cross-fit with scikit-learn's splitter and the estimator."""
+    scores = np.full((len(labels), len(np.unique(labels))), np.nan)
+    for train, test in StratifiedKFold(shuffle=True, **options).split(features, labels):
+        estimator = GuardEstimator(
+            1,
+            kind=candidate.kind,
+            n_components=candidate.n_components,
+            regularisation=candidate.regularisation,
+            shrinkage=candidate.shrinkage,
+        ).fit(features[train], labels[train])
+        scores[test] = estimator.score_samples(features[test])
+    return scores
+
+
+@pytest.mark.parametrize("candidate", [*THREE, Candidate("diagonal", 2, 0.1), Candidate("full", 1, 0.1, 0.5)], ids=str)
+def test_figures_are_those_of_held_out_features(candidate: Candidate) -> None:
+    features, labels = blobs(distance=0.8)
+    choice = select(features, labels, 1, options=[candidate], seed=3, progress=False)
+    scores = held_out(features, labels, candidate, n_splits=5, random_state=3)
+    clean = labels == 1
+    margins = np.maximum(scores[:, 0], scores[:, 2]) - scores[:, 1]
+    source = np.where(scores[:, 0] >= scores[:, 2], 0, 2)
+    trial = choice.best
+    assert trial.false_alarms == pytest.approx((margins[clean] >= 0).mean())
+    assert trial.missed == pytest.approx((margins[~clean] < 0).mean())
+    assert trial.verdict_error == pytest.approx((trial.false_alarms + trial.missed) / 2)
+    right = (margins >= 0) & (source == labels)
+    assert trial.source_error == pytest.approx(1 - right[~clean].mean())
+    assert trial.log_likelihood == pytest.approx(scores[np.arange(120), labels].mean(), rel=1e-5)
+    assert 0 < trial.verdict_error < 0.5  # the data overlap: the comparison above is not of zeros
+    assert choice.clean_margins.dtype == np.float32
+    np.testing.assert_allclose(choice.clean_margins, np.sort(margins[clean]), rtol=1e-4, atol=1e-4)
+
+
+def test_held_out_features_touch_nothing_that_judges_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Change one sample: in the fold that holds it out, standardiser and densities must stay as they were."""
+    features, labels = blobs()
+    changed = features.copy()
+    changed[7] = 1e4
+    judged: list[tuple[Guard, bool]] = []
+    original = selection.log_likelihoods
+
+    def watch(guard: Guard, held: np.ndarray) -> np.ndarray:
+        judged.append((guard, bool((held == data[7]).all(axis=1).any())))
+        return original(guard, held)
+
+    monkeypatch.setattr(selection, "log_likelihoods", watch)
+    runs = []
+    for data in (features, changed):
+        judged = []
+        select(data, labels, 0, options=THREE, progress=False)
+        runs.append(judged)
+    assert len(runs[0]) == len(runs[1]) == 5 * len(THREE)
+    assert sum(holds for _, holds in runs[0]) == len(THREE)
+    for (before, holds), (after, also) in zip(*runs, strict=True):
+        assert holds == also
+        for name in ("mean", "scale", "means", "whitener"):
+            assert np.array_equal(getattr(before, name), getattr(after, name)) == holds, name
+
+
+def test_folds_depend_on_the_seed_alone() -> None:
+    features, labels = blobs(distance=0.8)
+    one, two, other = (select(features, labels, 0, options=THREE, seed=s, progress=False) for s in (0, 0, 1))
+    assert one.trials == two.trials
+    np.testing.assert_array_equal(one.clean_margins, two.clean_margins)
+    assert one.trials != other.trials
+
+
+# In the order that they must end up in: verdict error, then source error, then log-likelihood.
+RANKED = [
+    Trial(DIAGONAL, 0.0, 0.02, 0.01, 0.30, -9.0),
+    Trial(SHARED, 0.02, 0.0, 0.01, 0.30, -10.0),
+    Trial(FULL, 0.01, 0.01, 0.01, 0.40, 50.0),
+    Trial(Candidate("diagonal", 2, 0.1), 0.02, 0.02, 0.02, 0.0, 99.0),
+]
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]])
+def test_order_of_preference_and_its_reason(monkeypatch: pytest.MonkeyPatch, order: list[int]) -> None:
+    figures = {trial.candidate: trial for trial in RANKED}
+    monkeypatch.setattr(selection, "_trial", lambda candidate, *_: figures[candidate])
+    features, labels = blobs()
+    choice = select(features, labels, 0, options=[RANKED[i].candidate for i in order], progress=False)
+    assert choice.trials == tuple(RANKED)
+    assert choice.best is choice.trials[0]
+    assert choice.reason == (
+        "diagonal, 1 component, regularisation 0.01: lowest held-out verdict error 0.0100 (false alarms 0.0000, missed "
+        "0.0200) of 4 densities; lowest source error 0.3000 of the 3 that tie; highest held-out log-likelihood -9.00 of "
+        "the 2 that still tie"
+    )
+
+
+@pytest.mark.parametrize(
+    ("trials", "reason"),
+    [
+        (
+            RANKED[2:],
+            "full, 1 component, regularisation 0.01, shrinkage 0: lowest held-out verdict error 0.0100 .* of 2",
+        ),
+        (RANKED[1:3], ".* of 2 densities; lowest source error 0.3000 of the 2 that tie$"),
+        (RANKED[3:], "diagonal, 2 components, regularisation 0.1: .* of 1 densities$"),
+    ],
+)
+def test_reason_says_what_decided(monkeypatch: pytest.MonkeyPatch, trials: list[Trial], reason: str) -> None:
+    figures = {trial.candidate: trial for trial in trials}
+    monkeypatch.setattr(selection, "_trial", lambda candidate, *_: figures[candidate])
+    features, labels = blobs()
+    choice = select(features, labels, 0, options=list(figures), progress=False)
+    assert re.match(reason, choice.reason)
+    plain = json.loads(json.dumps(choice.as_dict()))
+    assert plain["reason"] == choice.reason
+    assert plain["chosen"] == plain["trials"][0]
+    assert plain["chosen"]["candidate"]["kind"] == trials[0].candidate.kind
+    assert len(plain["trials"]) == len(trials)
+
+
+def test_the_guard_is_fitted_to_everything_and_keeps_the_margins() -> None:
+    features, labels = blobs(distance=0.8)
+    choice = select(features, labels, 2, options=[Candidate("full", 1, 0.1, 0.5)], progress=False)
+    guard = fit(features, labels, 2, choice)
+    alone = GuardEstimator(2, kind="full", regularisation=0.1, shrinkage=0.5).fit(features, labels).guard_
+    for name in ("mean", "scale", "means", "whitener", "log_weights", "offsets", "classes"):
+        np.testing.assert_array_equal(getattr(guard, name), getattr(alone, name))
+    np.testing.assert_array_equal(guard.clean_margins, choice.clean_margins)
+    assert (guard.target, guard.kind, len(guard.clean_margins)) == (2, "full", 40)
+    assert (np.diff(guard.clean_margins) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("n_features", "n_classes", "kinds"),
+    [
+        (84, 10, {"diagonal", "shared", "full"}),
+        (1024, 10, {"diagonal", "shared", "full"}),
+        (1025, 10, {"diagonal", "shared"}),
+        (512, 1000, {"diagonal", "shared"}),
+        (4096, 2, {"diagonal", "shared"}),
+        (4097, 2, {"diagonal"}),
+    ],
+)
+def test_only_affordable_forms_are_tried(n_features: int, n_classes: int, kinds: set[str]) -> None:
+    offered = candidates(n_features, n_classes)
+    assert {candidate.kind for candidate in offered} == kinds
+    assert len(set(offered)) == len(offered)
+
+
+def test_default_candidates_are_tried_with_a_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    features, labels = blobs(n_per_class=12)
+    choice = select(features, labels, 0)
+    assert {trial.candidate for trial in choice.trials} == set(candidates(4, 3))
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "densities: 100%" in captured.err
+    select(features, labels, 0, options=[DIAGONAL], progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_small_classes_lower_the_number_of_folds() -> None:
+    features, labels = blobs(n_per_class=3, distance=4.0)
+    choice = select(features, labels, 0, options=THREE, progress=False)
+    assert len(choice.clean_margins) == 3
+    scores = held_out(features, labels, choice.best.candidate, n_splits=3, random_state=0)
+    assert choice.best.log_likelihood == pytest.approx(scores[np.arange(9), labels].mean(), rel=1e-4)
+    with pytest.raises(
+        DataError, match=r"^expected at least 3 images of each class to choose a density, got 2; add clean"
+    ):
+        select(features[:8], labels[:8], 0, options=THREE, progress=False)

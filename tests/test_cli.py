@@ -1,0 +1,502 @@
+"""The command line: every command on a real classifier, and one line for everything that a user could mistype."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import poisoned
+import pytest
+from bundles import written
+from PIL import Image
+from poisoned import SETTINGS, TARGET
+
+from inflight_edge import __version__, cli, read_bundle
+from inflight_edge import commands as device
+from inflight_edge.calibration import commands
+from inflight_edge.calibration.datasets import ImageSet
+from inflight_edge.cli import class_index, main, number, numbers, table
+from inflight_edge.errors import DataError, OptionError
+
+NAMES = ("zero", "one", "two", "three", "four", "five", "six")
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def write_folder(path: Path, data: ImageSet, n_each: int) -> Path:
+    """PNG files under a folder per class; the names' alphabetical order is not that of the digits."""
+    for i, image in enumerate(np.asarray(data.images)):
+        folder = path / NAMES[data.labels[i]]
+        folder.mkdir(parents=True, exist_ok=True)
+        if len(list(folder.iterdir())) < n_each:
+            Image.fromarray(image[..., 0]).save(folder / f"{i:04}.png")
+    return path
+
+
+class Files:
+    """What a user has on disk, made once: the poisoned classifier, its data, an inspection and a bundle."""
+
+    def __init__(self, root: Path) -> None:
+        victim = poisoned.poisoned()
+        self.root = root
+        self.model = poisoned.write_program(root / "model.pt2")
+        self.data = poisoned.write_npz(root / "defence.npz", victim.defence)
+        self.clean = poisoned.write_npz(root / "clean.npz", victim.test)
+        self.triggered = poisoned.write_npz(root / "triggered.npz", victim.triggered)
+        self.pattern = poisoned.inspected().save(root / "inspection")
+        self.tiny = written(root / "tiny")
+        self.frames = root / "frames.npz"
+        np.savez(self.frames, images=np.zeros((2, 2, 2), np.uint8))
+        self.text = root / "notes.txt"
+        self.text.write_text("not what you want\n")
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return Files(tmp_path_factory.mktemp("user"))
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def output(capsys: pytest.CaptureFixture[str]) -> str:
+    """Standard output; nothing may be on standard error."""
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return captured.out
+
+
+NORMALISATION = ("--mean", "0.5", "--std", "0.5")
+
+
+# --- the whole path
+
+
+def test_the_whole_path(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = (files.model, "--data", files.data, "--quiet")
+    steps = SETTINGS.steps
+    assert run("inspect", *common, "--steps", steps, *NORMALISATION, "--scale", "1/255", "--out", "found") == 0
+    text = output(capsys)
+    first = text.splitlines()[2].split()
+    assert first[0] == str(TARGET)
+    assert first[-1] == "SUSPECT"
+    assert f"suspected target: {TARGET}" in text
+    pattern = Path("found", "patterns.safetensors")
+    assert f"next: inflight-edge calibrate {files.model} --data {files.data} --pattern {pattern}" in text
+    assert pattern.read_bytes() == files.pattern.read_bytes()  # the same as in Python
+
+    assert run("calibrate", *common, "--pattern", pattern, "--out", "guarded") == 0
+    text = output(capsys)
+    assert f"guard of class {TARGET}: estimated pattern sends" in text
+    assert "lowest held-out verdict error" in text
+    assert "bundle: guarded   next: inflight-edge verify guarded" in text
+
+    assert run("verify", "guarded") == 0
+    assert "FAIL" not in output(capsys)
+
+    assert run("score", "guarded", files.triggered, "--json") == 0
+    records = [json.loads(line) for line in output(capsys).splitlines()]
+    assert np.mean([record["decision"] == "trigger" for record in records]) > 0.9
+    assert run("score", "guarded", files.clean) == 0
+    rows = [line.split() for line in output(capsys).splitlines()[2:]]
+    assert np.mean([row[1] in ("accept", "unguarded") for row in rows]) > 0.95
+
+    evaluate = ("evaluate", "guarded", "--clean", files.clean, "--triggered", files.triggered, "--quiet")
+    assert run(*evaluate, "--json") == 0
+    figures = json.loads(output(capsys))
+    assert figures["tpr"] > 0.95
+    assert figures["fpr"] < 0.1
+    assert figures["sia"] > 0.8
+    assert figures["auroc"] > 0.98
+    assert run(*evaluate) == 0
+    table_rows = {line.split()[0]: line.split()[1] for line in output(capsys).splitlines()[2:]}
+    assert table_rows == {
+        key: f"{value:.4f}" if isinstance(value, float) else str(value) for key, value in figures.items()
+    }
+    assert run("evaluate", "guarded", "--triggered", files.triggered, "--quiet") == 0
+    assert {line.split()[0]: line.split()[1] for line in output(capsys).splitlines()[2:]}["acc"] == "-"
+
+
+def test_inspect_as_json_and_with_progress(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("inspect", files.model, "--data", files.data, "--steps", 2, *NORMALISATION, "--json") == 0
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    assert report["patterns"] == "inspection/patterns.safetensors"
+    assert report["suspects"] == []
+    assert len(report["classes"]) == 7
+    assert "inspect: 100%" in captured.err
+    target = ("--target", "3", "--target", "1", "--target", "3")
+    assert run("inspect", files.model, "--data", files.data, "--steps", 2, *NORMALISATION, "--quiet", *target) == 0
+    assert "suspected target: 3, 1 " in output(capsys)
+    assert run("inspect", files.model, "--data", files.data, "--steps", 2, *NORMALISATION, "--quiet") == 0
+    assert "no backdoor found" in output(capsys)
+
+
+def test_calibrate_as_json_with_two_targets_over_an_old_bundle(
+    files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(Path("old"))
+    targets = ("--target", "1", "--target", str(TARGET))
+    command = (
+        "calibrate",
+        files.model,
+        "--data",
+        files.data,
+        "--pattern",
+        files.pattern,
+        "--json",
+        "--quiet",
+        *targets,
+    )
+    same_again = ("--scale", "1/255", *NORMALISATION, "--feature-layer", "penultimate")
+    assert run(*command, "--out", "old", "--force", *same_again) == 0
+    report = json.loads(output(capsys))
+    assert (report["bundle"], report["feature_layer"]) == ("old", "relu_2")
+    assert [guard["target"] for guard in report["guards"]] == [1, TARGET]
+    assert [guard.target for guard in read_bundle("old").guards] == [1, TARGET]
+    assert read_bundle("old").feature_layer == "relu_2"
+
+
+def test_folders_of_named_classes(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    """Alphabetical classes do not fit this model: calibrated in its own order it works, otherwise it says so."""
+    victim = poisoned.poisoned()
+    folder = write_folder(Path("pictures"), victim.defence, 8)
+    assert run("inspect", files.model, "--data", folder, *NORMALISATION, "--steps", 2) == 2
+    assert "the class order" in capsys.readouterr().err
+    for i, name in enumerate(NAMES):
+        (folder / name).rename(folder / f"{i}-{name}")
+    assert run("inspect", files.model, "--data", folder, *NORMALISATION, "--steps", 2, "--quiet", "--json") == 0
+    report = json.loads(output(capsys))
+    assert {row["class"]: row["name"] for row in report["classes"]}[2] == "2-two"
+    command = ("calibrate", files.model, "--data", folder, "--pattern", "inspection/patterns.safetensors", "--quiet")
+    assert run(*command, "--target", "3-three") == 0
+    assert "guard of class 3-three" in output(capsys)
+    assert read_bundle("bundle").class_names[:2] == ("0-zero", "1-one")
+
+
+def test_calibrate_inspects_by_itself(
+    files: Files, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def no_search(*_: Any, **options: Any) -> Any:
+        seen.update(options)
+        return poisoned.inspected()
+
+    monkeypatch.setattr(commands, "run_inspection", no_search)
+    command = ("calibrate", files.model, "--data", files.data, *NORMALISATION, "--steps", 77, "--seed", 5, "--quiet")
+    assert run(*command) == 0
+    text = output(capsys)
+    assert f"suspected target: {TARGET}" in text
+    assert "bundle: bundle   next: inflight-edge verify bundle" in text
+    assert (seen["settings"].steps, seen["seed"], seen["progress"]) == (77, 5, False)
+
+
+def test_demo_prints_and_writes_its_figures(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = {"target_class": 9, "acc": 0.98765, "tpr": None, "scorer_us_p50": 1.25}
+    seen: list[Any] = []
+
+    def no_demo(folder: Path, *, seed: int, progress: bool) -> dict[str, Any]:
+        seen.extend([folder, seed, progress])
+        return figures
+
+    monkeypatch.setattr(commands, "run_demo", no_demo)
+    assert run("demo", "--json", "figures.json", "--seed", 4, "--quiet", "--out", "made") == 0
+    assert json.loads(Path("figures.json").read_text()) == figures
+    assert seen == [Path("made"), 4, False]
+    text = output(capsys)
+    assert [line.split()[:2] for line in text.splitlines()[2:6]] == [
+        ["target_class", "9"],
+        ["acc", "0.9877"],
+        ["tpr", "-"],
+        ["scorer_us_p50", "1.2500"],
+    ]
+    assert "made/patterns.png" in text
+    assert "made/bundle" in text
+
+
+# --- what a user could mistype
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    captured = capsys.readouterr()
+    assert captured.err.startswith("inflight-edge")
+    assert captured.err.count("\n") == 1
+    assert captured.err.endswith("\n")
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+USAGE: dict[str, tuple[tuple[str, ...], str]] = {
+    "nothing": ((), "inflight-edge: error: the following arguments are required: COMMAND; see `inflight-edge --help`"),
+    "command": (("inspct",), "invalid choice: 'inspct' (choose from "),
+    "option": (("doctor", "--jsn"), "unrecognized arguments: --jsn; see `inflight-edge --help`"),
+    "no model": (("inspect",), "required: MODEL, --data; see `inflight-edge inspect --help`"),
+    "no data": (("calibrate", "m.pt2"), "required: --data; see `inflight-edge calibrate --help`"),
+    "no image": (("score", "bundle"), "required: IMAGE; see `inflight-edge score --help`"),
+    "no bundle": (("verify",), "required: BUNDLE; see `inflight-edge verify --help`"),
+    "scale": (("inspect", "m", "--data", "d", "--scale", "1/0"), "expected a number such as 0.5 or 1/255, got '1/0'"),
+    "text as scale": (("inspect", "m", "--data", "d", "--scale", "half"), "such as 0.5 or 1/255, got 'half'"),
+    "mean": (("inspect", "m", "--data", "d", "--mean", "0.5;0.5"), "such as 0.5 or 1/255, got '0.5;0.5'"),
+    "empty mean": (
+        ("inspect", "m", "--data", "d", "--mean", ""),
+        "expected one number, or one per channel separated by",
+    ),
+    "std": (("calibrate", "m", "--data", "d", "--std", "a,b"), "such as 0.5 or 1/255, got 'a'"),
+    "steps": (("inspect", "m", "--data", "d", "--steps", "many"), "invalid int value: 'many'"),
+    "seed": (("demo", "--seed", "1.5"), "invalid int value: '1.5'"),
+    "threads": (("score", "b", "i", "--threads", "x"), "invalid int value: 'x'"),
+    "engine": (("score", "b", "i", "--engine", "abacus"), "invalid choice: 'abacus' (choose from "),
+    "scorer": (("evaluate", "b", "--scorer", "gpu"), "invalid choice: 'gpu' (choose from "),
+    "value": (("demo", "--out"), "argument --out: expected one argument; see `inflight-edge demo --help`"),
+}
+
+
+@pytest.mark.parametrize("case", USAGE)
+def test_wrong_usage(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, message = USAGE[case]
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert message in one_line(capsys)
+
+
+# {name} stands for a file of ``Files``; each case is a command line and what its error must say.
+MODEL = "inspect {model} --data {data} --mean 0.5 --std 0.5"
+GUARD = "calibrate {model} --data {data} --pattern {pattern} --quiet"
+WRONG: dict[str, tuple[str, str]] = {
+    "no model": ("inspect nope.pt2 --data {data}", "nope.pt2: no such file; expected a torch.export program (.pt2)"),
+    "folder as model": ("inspect {root} --data {data}", "expected a torch.export program (.pt2)"),
+    "text as model": (
+        "inspect {text} --data {data}",
+        "export the model with torch.export.export(model.eval(), (images,))",
+    ),
+    "data as model": ("calibrate {pattern} --data {data}", "not a readable torch.export program"),
+    "no data": ("inspect {model} --data nope", "nope: no such file or folder; expected an .npz or a folder"),
+    "model as data": (
+        "inspect {model} --data {model}",
+        "expected an .npz (images, labels) or a folder with one sub-folder",
+    ),
+    "text as data": (
+        "inspect {model} --data {text}",
+        "expected an .npz (images, labels) or a folder with one sub-folder",
+    ),
+    "no labels": ("inspect {model} --data {frames}", "array 'labels' is missing; found images"),
+    "empty folder": ("inspect {model} --data .", "expected one sub-folder per class, found none"),
+    "zero scale": (f"{MODEL} --scale 0", "scale: expected a number > 0 such as 1/255, got 0.0"),
+    "negative scale": (f"{MODEL} --scale -1", "scale: expected a number > 0 such as 1/255, got -1.0"),
+    "scale not a number": (f"{MODEL} --scale nan", "scale: expected a number > 0 such as 1/255, got nan"),
+    "scale of floats": (f"{MODEL} --scale 1", "check --scale, --mean, --std (now scale 1, mean (0.5,), std (0.5,))"),
+    "three means": (f"{MODEL} --mean .1,.2,.3", "mean: expected 1 or 1 numbers (one per channel), got 3"),
+    "infinite mean": (f"{MODEL} --mean inf", "mean: expected finite numbers, got (inf,)"),
+    "no std": (f"{MODEL} --std 0", "std: expected numbers > 0, got (0.0,)"),
+    "no steps": (f"{MODEL} --steps 0", "steps, batch, patience: expected at least 1, got"),
+    "unknown target": (
+        f"{MODEL} --target 7",
+        "--target: expected a class index from 0 to 6 or one of 0, 1, 2, 3, 4, 5, 6;",
+    ),
+    "named target": (f"{MODEL} --target seven", "or one of 0, 1, 2, 3, 4, 5, 6; got 'seven'"),
+    "negative target": (f"{MODEL} --target -1", "got '-1'"),
+    "unknown layer": (f"{MODEL} --feature-layer hiden", "no layer 'hiden' before the logits; nearest: hidden"),
+    "file as folder": (f"{MODEL} --steps 1 --quiet --out {{text}}", "notes.txt: File exists"),
+    "bundle there": (
+        f"{GUARD} --out {{tiny}}",
+        "exists already; name another folder with --out or replace it with --force",
+    ),
+    "folder there": (f"{GUARD} --force --out {{root}}", "expected a bundle folder to overwrite, got one with"),
+    "no pattern": (
+        f"{GUARD} --pattern nope",
+        "nope: no such file; expected the patterns.safetensors that `inflight-edge",
+    ),
+    "model as pattern": (f"{GUARD} --pattern {{model}}", "not a readable inspection"),
+    "text as pattern": (f"{GUARD} --pattern {{text}}", "not a readable inspection"),
+    "other scale": (f"{GUARD} --scale 1", "--scale: the inspection was made with 0.0039"),
+    "other mean": (
+        f"{GUARD} --mean 0",
+        "--mean: the inspection was made with (0.5,), got (0.0,); leave it out or inspect",
+    ),
+    "other std": (
+        f"{GUARD} --std 1",
+        "--std: the inspection was made with (0.5,), got (1.0,); leave it out or inspect",
+    ),
+    "other target": (f"{GUARD} --target 12", "--target: expected a class index from 0 to 6"),
+    "other layer": (f"{GUARD} --feature-layer nope", "no layer 'nope' before the logits"),
+    "score no bundle": ("score nope {frames}", "nope: expected a bundle folder, got No such file or directory"),
+    "score a file": ("score {data} {frames}", "expected a bundle folder, got Not a directory"),
+    "score a folder": ("score . {frames}", "expected the file bundle.json, got none; copy the whole bundle again"),
+    "score no image": ("score {tiny} nope.png", "nope.png: expected an image, a folder or an .npz, got no such file"),
+    "score no images": ("score {tiny} .", "expected images (.bmp .gif"),
+    "score a text": ("score {tiny} {text}", "1 image(s) could not be read and are invalid; the first:"),
+    "no threads": ("score {tiny} {frames} --threads 0", "threads: expected an integer of at least 1 or None, got 0"),
+    "nothing to evaluate": ("evaluate {tiny}", "nothing to measure on; name frames with --clean, --triggered or both"),
+    "evaluate no bundle": ("evaluate nope --clean {clean}", "nope: expected a bundle folder"),
+    "evaluate no data": ("evaluate {tiny} --clean nope", "nope: no such file or folder"),
+    "evaluate no labels": ("evaluate {tiny} --triggered {frames}", "array 'labels' is missing"),
+    "evaluate other classes": (
+        "evaluate {tiny} --clean {clean}",
+        "label 6 found, but the model has 4 classes (0 to 3)",
+    ),
+    "demo into a file": ("demo --quiet --out {text}", "notes.txt: File exists"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input(case: str, files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    command, message = WRONG[case]
+    arguments = command.format(**{name: str(value) for name, value in vars(files).items()}).split()
+    assert main(arguments) == 2
+    error = one_line(capsys)
+    assert error.startswith("inflight-edge: error: ")
+    assert message in error
+    assert not Path("bundle").exists()
+    assert not Path("inspection").exists()
+
+
+def test_no_suspect_is_an_error_that_names_the_option(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ("calibrate", files.model, "--data", files.data, *NORMALISATION, "--steps", 2, "--quiet")
+    assert run(*command) == 2
+    captured = capsys.readouterr()
+    assert "no backdoor found" in captured.out
+    assert captured.err == (
+        "inflight-edge: error: no class looks like a backdoor's target, so there is nothing to guard; "
+        "name one with --target to guard it anyway\n"
+    )
+    assert not Path("bundle").exists()
+
+
+def test_damaged_bundle(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = written(Path("bundle"))
+    (bundle / "model.onnx").write_bytes(b"x")
+    for command in (("score", bundle, files.frames), ("evaluate", bundle, "--clean", files.clean)):
+        assert run(*command) == 2
+        assert "bundle/model.onnx: expected " in one_line(capsys)
+
+
+def test_library_that_is_missing(files: Files) -> None:
+    code = "import sys; sys.modules['sklearn'] = None; from inflight_edge.cli import main; sys.exit(main(sys.argv[1:]))"
+    result = run_program([sys.executable, "-c", code], "evaluate", str(files.tiny), "--clean", str(files.clean))
+    message = "inflight-edge: error: `evaluate` needs sklearn; pip install 'inflight-edge[calibration]'\n"
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", message)
+
+
+# --- main
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (DataError("two\nlines\n  of text"), 2, "inflight-edge: error: two lines of text\n"),
+        (KeyboardInterrupt(), 130, "inflight-edge: stopped\n"),
+        (PermissionError(13, "Permission denied", "/secret"), 2, "inflight-edge: error: /secret: Permission denied\n"),
+        (OSError("disk on fire"), 2, "inflight-edge: error: disk on fire\n"),
+    ],
+)
+def test_errors_become_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    status: int,
+    text: str,
+) -> None:
+    def fail(_: Any) -> int:
+        raise error
+
+    monkeypatch.setattr(device, "doctor", fail)
+    assert run("doctor") == status
+    assert capsys.readouterr() == ("", text)
+
+
+def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Any) -> int:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(device, "doctor", fail)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        run("doctor")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in ("inspect", "score", "demo"))])
+def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 0
+    assert output(capsys).startswith("usage: inflight-edge")
+
+
+# --- helpers
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("0.5", 0.5), ("1/255", 1 / 255), ("-3", -3.0), ("1e-3", 1e-3), ("255 / 2", 127.5)]
+)
+def test_number(text: str, value: float) -> None:
+    assert number(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [("0.5", (0.5,)), ("0.1,0.2,0.3", (0.1, 0.2, 0.3)), ("0.1 0.2", (0.1, 0.2)), (" 1/2 , 1/4,", (0.5, 0.25))],
+)
+def test_numbers(text: str, values: tuple[float, ...]) -> None:
+    assert numbers(text) == values
+
+
+def test_class_index() -> None:
+    assert class_index("two", NAMES) == 2
+    assert class_index("2", NAMES) == 2
+    assert class_index("2", ("2", "1", "0")) == 0  # a name goes before an index
+    many = [str(i) for i in range(100, 200)]
+    with pytest.raises(OptionError, match=r"from 0 to 99 or one of 100, .*, 111, \.\.\.; got 'x'$"):
+        class_index("x", many)
+    with pytest.raises(
+        OptionError, match=r"^--target: expected a class index from 0 to 6 or one of zero, .*; got '7'$"
+    ):
+        class_index("7", NAMES)
+
+
+def test_table() -> None:
+    assert table([("a", 1), ("long", "")], ("x", "size")) == "x     size\n----  ----\na     1\nlong"
+    assert cli.__all__ == ["main"]
+
+
+# --- as a program
+
+
+def run_program(program: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*program, *arguments], capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize("kind", ["module", "script"])
+def test_as_a_program(kind: str) -> None:
+    script = str(Path(sys.executable).parent / "inflight-edge")
+    program = [sys.executable, "-m", "inflight_edge"] if kind == "module" else [script]
+    result = run_program(program, "--version")
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"inflight-edge {__version__}\n", "")
+    result = run_program(program, "verify")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.count("\n") == 1
+    result = run_program(program, "verify", "nope")
+    assert result.returncode == 1
+    assert "nope: expected a bundle folder" in result.stdout
+
+
+def test_a_reader_that_goes_away_ends_it_quietly() -> None:
+    program = subprocess.Popen(
+        [sys.executable, "-m", "inflight_edge", "verify", "nope"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert program.stdout is not None
+    program.stdout.close()
+    assert program.stderr is not None
+    error = program.stderr.read()
+    program.stderr.close()
+    assert (program.wait(60), error) == (141, b"")
