@@ -8,9 +8,9 @@ allocations and calls without a current context fail at once.
 from __future__ import annotations
 
 import ctypes
-import threading
 from collections.abc import Callable
 from pathlib import Path
+from threading import local
 from types import SimpleNamespace
 from typing import Any
 
@@ -157,7 +157,7 @@ class Driver:
         self.live: dict[int, Allocation | Pinned] = {}
         self.streams: dict[int, Stream] = {}
         self.retained = 0
-        self._local = threading.local()
+        self._local = local()
         self.Context = SimpleNamespace(pop=self._pop)
 
     def stack(self) -> list[object]:
