@@ -78,12 +78,17 @@ class Scorer:
 
 
 def available_backends() -> tuple[str, ...]:
-    """Backends that can run on this machine, fastest first: ``cpu`` if its extension is there, ``reference`` always."""
-    try:
-        require(_EXTENSION, _REMEDY)
-    except DependencyError:
-        return ("reference",)
-    return ("cpu", "reference")
+    """Backends that can run on this machine: ``cpu`` if its extension is there, ``cuda`` and ``triton`` with a GPU and
+    what they need, ``reference`` always.
+    """
+    names = []
+    for name, check in _CHECKS.items():
+        try:
+            check()
+        except DependencyError:
+            continue
+        names.append(name)
+    return (*names, "reference")
 
 
 _EXTENSION = "inflight_edge.scoring._cpu"
@@ -137,6 +142,13 @@ _BACKENDS: dict[str, Callable[[Guard], _Backend]] = {
     "cuda": _cuda_backend,
     "triton": _triton_backend,
     "reference": _ReferenceBackend,
+}
+
+
+_CHECKS: dict[str, Callable[[], object]] = {
+    "cpu": lambda: require(_EXTENSION, _REMEDY),
+    "cuda": lambda: require("inflight_edge.scoring.cuda", _REMEDY).check(),
+    "triton": lambda: require("inflight_edge.scoring.triton", _REMEDY).check(),
 }
 
 

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from inflight_edge._optional import require
 from inflight_edge.errors import OptionError, ScoreError
 from inflight_edge.guard import KINDS, FloatArray, Guard
-from inflight_edge.scoring.device import Device, Memory
+from inflight_edge.scoring.device import Device, Memory, capability
 from inflight_edge.scoring.parameters import Parameters, prepare
 from inflight_edge.verdict import Decision, Verdict
 
-__all__ = ["VERDICT", "CudaGraph", "CudaScorer", "DeviceBackend", "as_verdict", "cuda_backend"]
+__all__ = ["VERDICT", "CudaGraph", "CudaScorer", "DeviceBackend", "as_verdict", "check", "cuda_backend"]
 
 # The structs of csrc/inflight_cuda.h; pointers are device addresses.  A test compares sizes and offsets with C's.
 VERDICT = np.dtype([("decision", "i4"), ("predicted", "i4"), ("source", "i4"), ("margin", "f4")], align=True)
@@ -243,6 +243,12 @@ class DeviceBackend:
     def close(self) -> None:
         """Free the device's memory."""
         self._scorer.device.close()
+
+
+def check() -> None:
+    """Raises DependencyError when the backend ``cuda`` cannot run here."""
+    require(_BINDING, _REMEDY)
+    capability()
 
 
 def cuda_backend(guard: Guard, *, max_frames: int = 64, memory: Memory = "auto") -> DeviceBackend:

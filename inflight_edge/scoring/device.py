@@ -5,6 +5,8 @@ Checked through a double of the driver.  It has not run on a device.
 
 from __future__ import annotations
 
+import atexit
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -15,13 +17,47 @@ from numpy.typing import NDArray
 from inflight_edge._optional import require
 from inflight_edge.errors import DependencyError, OptionError, ScoreError
 
-__all__ = ["Buffer", "Device", "Memory"]
+__all__ = ["Buffer", "Device", "Memory", "capability"]
 
 Memory = Literal["auto", "mapped", "copied"]
 
 _REMEDY = "pip install pycuda (needs nvcc) on a machine with an NVIDIA GPU, or choose another backend"
 # Device arrays start at multiples of this: whole cache lines, and what cudaMalloc promises.
 _ALIGNMENT = 256
+
+# The primary context of each device, retained once and for the life of the process: pycuda 2026.1 hands a primary
+# context that is dropped to cuCtxDetach, which is for other contexts; only an explicit detach() releases it.
+_contexts: dict[tuple[int, int], tuple[Any, Any]] = {}
+_contexts_lock = threading.Lock()
+
+
+def _retain(driver: Any, gpu: Any, index: int) -> Any:
+    with _contexts_lock:
+        key = id(driver), index
+        if key not in _contexts:
+            _contexts[key] = driver, gpu.retain_primary_context()
+        return _contexts[key][1]
+
+
+def _release() -> None:
+    while _contexts:
+        _, (_, context) = _contexts.popitem()
+        context.push()
+        context.detach()
+
+
+atexit.register(_release)
+
+
+def capability(index: int = 0) -> tuple[int, int]:
+    """Compute capability of a GPU, (8, 7) for one.  Makes no context.  Raises DependencyError without pycuda or GPU."""
+    driver = require("pycuda.driver", _REMEDY)
+    try:
+        driver.init()
+        major, minor = driver.Device(index).compute_capability()
+    except driver.Error as error:
+        raise DependencyError(f"device: expected an NVIDIA GPU with index {index}, got: {error}") from error
+    return int(major), int(minor)
 
 
 class Device:
@@ -40,11 +76,10 @@ class Device:
         if memory not in ("auto", "mapped", "copied"):
             raise OptionError(f"memory: expected one of auto, mapped, copied, got {memory!r}")
         self.driver: Any = require("pycuda.driver", _REMEDY)
+        self.capability = capability(index)
         try:
-            self.driver.init()
             gpu = self.driver.Device(index)
-            self.capability: tuple[int, int] = tuple(gpu.compute_capability())
-            self._context: Any = gpu.retain_primary_context()
+            self._context: Any = _retain(self.driver, gpu, index)
         except self.driver.Error as error:
             raise DependencyError(f"device: expected an NVIDIA GPU with index {index}, got: {error}") from error
         if memory == "auto":
@@ -100,13 +135,17 @@ class Device:
             self.pycuda_stream.synchronize()
 
     def close(self) -> None:
-        """Wait for the stream and free the device memory; a second call does nothing."""
+        """Wait for the stream and free it and the device memory; a second call does nothing.
+
+        Arrays of mapped buffers stay valid for who holds them.
+        """
         if self._context is None:
             return
         with self.current():
             self.pycuda_stream.synchronize()
             while self._allocations:
                 self._allocations.pop().free()
+            self.pycuda_stream = None  # pycuda destroys it only where the context is current
         self._context = None
 
 

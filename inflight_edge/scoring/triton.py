@@ -21,10 +21,10 @@ from inflight_edge._optional import require
 from inflight_edge.errors import DependencyError, OptionError, ScoreError
 from inflight_edge.guard import KINDS, FloatArray, Guard, Kind
 from inflight_edge.scoring.cuda import DeviceBackend
-from inflight_edge.scoring.device import Device, Memory
+from inflight_edge.scoring.device import Device, Memory, capability
 from inflight_edge.scoring.parameters import Parameters, prepare
 
-__all__ = ["CubinScorer", "TorchScorer", "compile_kernels", "compile_one", "read_kernels", "triton_backend"]
+__all__ = ["CubinScorer", "TorchScorer", "check", "compile_kernels", "compile_one", "read_kernels", "triton_backend"]
 
 _KERNELS = Path(__file__).with_name("kernels")
 _MODULE = "inflight_edge.scoring._triton_kernel"
@@ -83,14 +83,9 @@ class CubinScorer:
         self.max_frames = max_frames
         self._sizes = guard.n_features, int(guard.classes.shape[0])
         self._entry, cubin = read_kernels()[guard.kind]
+        check(index)
         self.device = Device(index, memory)
         try:
-            capability = 10 * self.device.capability[0] + self.device.capability[1]
-            if capability != self._entry["architecture"]:
-                raise DependencyError(
-                    f"triton: expected a GPU of compute capability {self._entry['architecture'] / 10}, "
-                    f"got {capability / 10}; choose the backend cuda"
-                )
             self._out = self.device.buffer((max_frames, self._sizes[1]), np.float32)
             self._addresses = self.device.upload(_arrays(prepare(guard)))
             with self.device.current():
@@ -119,6 +114,17 @@ class CubinScorer:
         """Wait for the stream; None and the log-likelihoods (max_frames, R), a view that the next batch overwrites."""
         self.device.synchronize()
         return None, self._out.host
+
+
+def check(index: int = 0) -> None:
+    """Raises DependencyError when the backend ``triton`` cannot run here, ScoreError when a shipped kernel is damaged."""
+    major, minor = capability(index)
+    (compiled_for,) = {entry["architecture"] for entry, _ in read_kernels().values()}
+    if 10 * major + minor != compiled_for:
+        raise DependencyError(
+            f"triton: expected a GPU of compute capability {compiled_for / 10}, got {major}.{minor}; "
+            "choose the backend cuda"
+        )
 
 
 def triton_backend(guard: Guard, *, max_frames: int = 64, memory: Memory = "auto") -> DeviceBackend:

@@ -187,7 +187,11 @@ class Driver:
 
     def _retain(self) -> Any:
         self.retained += 1
-        return SimpleNamespace(push=lambda: self.stack().append(1))
+        return SimpleNamespace(push=lambda: self.stack().append(1), detach=self._detach)
+
+    def _detach(self) -> None:
+        self.check_current()
+        self.retained -= 1
 
     def Stream(self) -> Stream:  # noqa: N802  pycuda's name
         return Stream(self)

@@ -17,7 +17,7 @@ from guards import random_features, random_guard
 
 from inflight_edge.errors import DependencyError, OptionError, ScoreError
 from inflight_edge.guard import KINDS, Guard, Kind
-from inflight_edge.scoring import Scorer
+from inflight_edge.scoring import Scorer, available_backends
 from inflight_edge.scoring.cuda import CudaScorer, cuda_backend
 from inflight_edge.scoring.device import Memory
 from inflight_edge.scoring.reference import log_likelihoods
@@ -77,6 +77,7 @@ def test_scores_like_the_definition(
 
 def test_scorer_backend_is_selectable(rng: np.random.Generator, install: Callable[[Driver], Binding]) -> None:
     install(Driver())
+    assert available_backends() == ("cpu", "cuda", "triton", "reference")
     guard = random_guard(rng, "diagonal", 3, 1, 5)
     scorer = Scorer(guard, backend="cuda")
     frames = random_features(rng, guard, 2)
@@ -167,6 +168,8 @@ def test_nothing_of_the_device_stays_after_close(
     scorer.close()
     assert all(isinstance(memory, Pinned) for memory in driver.live.values())
     assert driver.stack() == []
+    with CudaScorer(two_guards(rng), 50, memory="copied"):
+        assert driver.retained == 1  # one context for all scorers of a process
     with pytest.raises(ScoreError, match="device: expected an open one, got one that was closed; make another"):
         scorer.results()
 

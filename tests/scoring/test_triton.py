@@ -20,7 +20,7 @@ from guards import random_features, random_guard
 
 from inflight_edge.errors import DependencyError, OptionError, ScoreError
 from inflight_edge.guard import KINDS, Kind
-from inflight_edge.scoring import Scorer
+from inflight_edge.scoring import Scorer, available_backends
 from inflight_edge.scoring.device import Memory
 from inflight_edge.scoring.reference import log_likelihoods
 from inflight_edge.scoring.triton import CubinScorer, TorchScorer, read_kernels, triton_backend
@@ -175,7 +175,9 @@ def test_backend_is_selectable_and_says_what_it_needs(
     assert driver.stack() == []
     with pytest.raises(OptionError, match="max_frames: expected at least 1, got 0"):
         CubinScorer(guard, max_frames=0)
+    assert "triton" in available_backends()
     install(monkeypatch, Driver(capability=(9, 0)), library)
+    assert "triton" not in available_backends()
     with pytest.raises(DependencyError, match=r"expected a GPU of compute capability 8.7, got 9.0; choose the backend"):
         CubinScorer(guard)
     with pytest.raises(DependencyError, match=r"torch: needed here .* pip install triton torch"):
