@@ -118,8 +118,7 @@ def check(classifier: Classifier, name: str, parts: list[tuple[str, str]]) -> No
     assert classifier.input_shape == image_shape(name)
 
 
-@pytest.mark.parametrize("decompose", [False, True])
-@pytest.mark.parametrize("batch", [1, 4, None])
+@pytest.mark.parametrize(("batch", "decompose"), [(1, False), (4, False), (None, False), (4, True), (None, True)])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_logits_and_features_are_the_eager_networks(name: str, batch: int | None, decompose: bool) -> None:
     classifier = classifier_from_program(program(name, batch, decompose), image_shape=image_shape(name))
@@ -149,8 +148,10 @@ CHANGES: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
-@pytest.mark.parametrize("decompose", [False, True])
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    ("change", "decompose"),
+    [*((change, False) for change in CHANGES), ("softmax", True), ("both", True), ("dict", True)],
+)
 def test_logits_are_found_behind_softmax_and_inside_containers(change: str, decompose: bool) -> None:
     wrapped = Wrapped(network("residual"), CHANGES[change])
     made = export(wrapped, ZEROS, free={0: "batch"}, decompose=decompose)
