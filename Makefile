@@ -6,13 +6,18 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 DEMO_ARGUMENTS ?=
 SOURCES := setup.py pyproject.toml constraints.txt inflight_edge/scoring/_cpu.pyx $(wildcard csrc/*)
 
-.PHONY: demo test check lint format clean
+.PHONY: demo test test-gpu check lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/inflight-edge demo $(DEMO_ARGUMENTS)
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
+
+# On a machine with an NVIDIA GPU and nvcc: builds pycuda, and fails rather than leaving the CUDA scorer out.
+test-gpu: $(VENV)/installed-dev
+	INFLIGHT_EDGE_CUDA=1 $(PIP) -c constraints.txt -e '.[calibration,cuda,dev]'
+	$(BIN)/python -m pytest -m gpu -s
 
 check: lint test
 
@@ -37,4 +42,4 @@ $(VENV)/installed-dev: $(VENV)/installed
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	rm -f inflight_edge/scoring/*.so inflight_edge/scoring/_cpu.c
+	rm -f inflight_edge/scoring/*.so inflight_edge/scoring/_cpu.c inflight_edge/scoring/_cuda.c

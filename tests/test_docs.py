@@ -166,7 +166,7 @@ def source_files(*folders: str) -> set[str]:
         path.relative_to(ROOT).as_posix()
         for folder in folders
         for path in (ROOT / folder).rglob("*")
-        if (path.suffix in suffixes or path.name == "py.typed") and path.name != "_cpu.c"
+        if (path.suffix in suffixes or path.name == "py.typed") and path.name not in ("_cpu.c", "_cuda.c")
     }
 
 

@@ -22,7 +22,7 @@ import inflight_edge
 pytestmark = pytest.mark.packaging
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("setup.py", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("setup.py", "MANIFEST.in", "pyproject.toml", "README.md", "LICENSE")
 FOLDERS = ("inflight_edge", "calibration", "csrc", "tests", "benchmarks")
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
 
@@ -49,7 +49,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     folder = tmp_path_factory.mktemp("build")
     tree = folder / "tree"
     for name in FOLDERS:
-        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("*.so", "_cpu.c", "__pycache__"))
+        shutil.copytree(
+            ROOT / name, tree / name, ignore=shutil.ignore_patterns("*.so", "_cpu.c", "_cuda.c", "__pycache__")
+        )
     for name in SOURCES:
         shutil.copy(ROOT / name, tree)
     build = (sys.executable, "-m", "build", "--no-isolation")
@@ -88,14 +90,17 @@ def test_wheel_holds_the_package_and_nothing_else(built: Built) -> None:
     code = {name for name in found if ".dist-info/" not in name}
     assert {name.partition("/")[0] for name in code} == {"inflight_edge"}
     extensions = [name for name in code if name.endswith(".so")]
-    assert [Path(name).name.partition(".")[0] for name in extensions] == ["_cpu"]
+    with_nvcc = shutil.which("nvcc") is not None
+    assert {Path(name).name.partition(".")[0] for name in extensions} == ({"_cpu", "_cuda"} if with_nvcc else {"_cpu"})
     sources = {
         f"{package}/{path.relative_to(ROOT / folder).as_posix()}"
         for package, folder in (("inflight_edge", "inflight_edge"), ("inflight_edge/calibration", "calibration"))
         for path in (ROOT / folder).rglob("*.py")
     }
-    typing = {"inflight_edge/py.typed", "inflight_edge/scoring/_cpu.pyi"}
-    assert code == sources | typing | set(extensions)
+    typing = {"inflight_edge/py.typed", *(f"inflight_edge/scoring/{name}.pyi" for name in ("_cpu", "_cuda"))}
+    kernels = {f"inflight_edge/scoring/kernels/score_{kind}_sm_87.cubin" for kind in ("diagonal", "shared", "full")}
+    kernels.add("inflight_edge/scoring/kernels/kernels.json")
+    assert code == sources | typing | kernels | set(extensions)
 
 
 def test_wheel_from_tree_equals_wheel_from_sdist(built: Built) -> None:
@@ -109,8 +114,15 @@ def test_wheel_from_tree_equals_wheel_from_sdist(built: Built) -> None:
 def test_sdist_holds_the_sources_of_the_extension(built: Built) -> None:
     with tarfile.open(built.sdist) as archive:
         found = {name.partition("/")[2] for name in archive.getnames()}
-    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").glob("*.[ch]")}
-    sources |= {"inflight_edge/scoring/_cpu.pyx", "setup.py", "pyproject.toml", "LICENSE", "README.md"}
+    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").iterdir() if path.suffix != ".o"}
+    sources |= {
+        "inflight_edge/scoring/_cpu.pyx",
+        "inflight_edge/scoring/_cuda.pyx",
+        "setup.py",
+        "pyproject.toml",
+        "LICENSE",
+        "README.md",
+    }
     assert sources <= found
     assert not any(name.startswith("benchmarks") or name.endswith(".so") for name in found)
 
@@ -122,7 +134,7 @@ def test_metadata(built: Built) -> None:
     required = fields.get_all("Requires-Dist") or []
     always = [text for text in required if "extra ==" not in text]
     assert sorted(text.partition(">")[0] for text in always) == ["numpy", "safetensors"]
-    assert {"onnxruntime", "camera", "calibration", "dev"} <= set(fields.get_all("Provides-Extra") or [])
+    assert {"onnxruntime", "camera", "calibration", "cuda", "dev"} <= set(fields.get_all("Provides-Extra") or [])
     assert fields["Requires-Python"] == ">=3.10"
     assert fields["Version"] == inflight_edge.__version__
     assert fields["Description-Content-Type"] == "text/markdown"

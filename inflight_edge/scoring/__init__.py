@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, Protocol, get_args
 
 import numpy as np
@@ -12,7 +13,7 @@ from inflight_edge.errors import DependencyError, OptionError, ScoreError
 from inflight_edge.guard import FloatArray, Guard
 from inflight_edge.scoring.parameters import prepare
 from inflight_edge.scoring.reference import log_likelihoods
-from inflight_edge.verdict import Decision, decide
+from inflight_edge.scoring.verdict_record import DECISIONS, VERDICT_DTYPE, VerdictArray, is_record, write_verdict
 
 __all__ = [
     "DECISIONS",
@@ -24,26 +25,20 @@ __all__ = [
     "instruction_sets",
 ]
 
-Backend = Literal["auto", "cpu", "reference"]
-
-# ife_verdict of csrc/inflight.h: decision is the index in DECISIONS, source a class index or -1, margin in nats,
-# n_scored the rows whose parameters were read in full, of n_rows.
-VERDICT_DTYPE = np.dtype(
-    [("decision", np.int32), ("source", np.int32), ("margin", np.float64), ("n_scored", np.int32), ("n_rows", np.int32)]
-)
-DECISIONS = (Decision.INVALID, Decision.ACCEPT, Decision.TRIGGER)
-VerdictArray = NDArray[np.void]
+Backend = Literal["auto", "cpu", "cuda", "triton", "reference"]
 
 
 class Scorer:
     """Log-likelihoods of feature vectors under the class densities of one guard.
 
     guard       what the frames are judged by.
-    backend     ``cpu``: the C extension, float32; ``reference``: float64 NumPy, the definition, slow;
+    backend     ``cpu``: the C extension, float32; ``cuda``: an NVIDIA GPU, frames copied to it, float32;
+                ``triton``: the same on a Jetson Orin with the kernel of the Triton language, compiled beforehand;
+                ``reference``: float64 NumPy, the definition, slow;
                 ``auto``: the fastest native one, ``cpu``; never the reference behind the caller's back.
                 The attribute holds the one chosen.
     instruction_set  for ``cpu``: one of instruction_sets(), None for the fastest; for tests and comparisons.
-                The attribute holds the one chosen, "" for the reference.
+                The attribute holds the one chosen, "" for the others.
     n_features  D, the length of a feature vector.
     n_rows      R, the number of density rows.
 
@@ -59,7 +54,7 @@ class Scorer:
         self.n_features = guard.n_features
         self.n_rows = int(guard.classes.shape[0])
         self.instruction_set = _choose(instruction_set) if self.backend == "cpu" else ""
-        self._native = _cpu_backend(guard, self.instruction_set) if self.instruction_set else _ReferenceBackend(guard)
+        self._native: _Backend = _BACKENDS[self.backend](guard, self.instruction_set)
 
     def score_into(self, features: FloatArray, out: FloatArray) -> None:
         """Write the log-likelihoods of one frame.
@@ -111,12 +106,17 @@ class Scorer:
 
 
 def available_backends() -> tuple[str, ...]:
-    """Backends that can run on this machine, fastest first: ``cpu`` if its extension is there, ``reference`` always."""
-    try:
-        require(_EXTENSION, _REMEDY)
-    except DependencyError:
-        return ("reference",)
-    return ("cpu", "reference")
+    """Backends that can run on this machine: ``cpu`` if its extension is there, ``cuda`` and ``triton`` with a GPU and
+    what they need, ``reference`` always.
+    """
+    names = []
+    for name, check in _CHECKS.items():
+        try:
+            check()
+        except DependencyError:
+            continue
+        names.append(name)
+    return (*names, "reference")
 
 
 def instruction_sets() -> tuple[str, ...]:
@@ -149,7 +149,7 @@ class _Backend(Protocol):
 
 
 class _ReferenceBackend:
-    def __init__(self, guard: Guard) -> None:
+    def __init__(self, guard: Guard, instruction_set: str) -> None:
         self._guard = guard
 
     def score_into(self, features: FloatArray, out: FloatArray) -> bool:
@@ -164,16 +164,8 @@ class _ReferenceBackend:
         return True
 
     def judge_into(self, features: FloatArray, out: VerdictArray) -> bool:
-        guard = self._guard
-        fits = isinstance(out, np.ndarray) and (out.shape, out.dtype) == ((1,), VERDICT_DTYPE) and out.flags.carray
-        scores = np.empty(guard.classes.shape[0], np.float32)
-        if not fits or not self.score_into(features, scores):
-            return False
-        verdict = decide(guard.target, scores, guard.classes, guard.target_row)
-        source = -1 if verdict.source is None else verdict.source
-        n_rows = guard.classes.shape[0]
-        out[0] = (DECISIONS.index(verdict.decision), source, verdict.margin, n_rows, n_rows)
-        return True
+        scores = np.empty(self._guard.classes.shape[0], np.float32)
+        return is_record(out) and self.score_into(features, scores) and write_verdict(self._guard, scores, out)
 
 
 def _choose(wanted: str | None) -> str:
@@ -193,6 +185,31 @@ def _cpu_backend(guard: Guard, instruction_set: str) -> _Backend:
         VERDICT_DTYPE,
     )
     return backend
+
+
+def _cuda_backend(guard: Guard, instruction_set: str) -> _Backend:
+    backend: _Backend = require("inflight_edge.scoring.cuda", _REMEDY).cuda_backend(guard)
+    return backend
+
+
+def _triton_backend(guard: Guard, instruction_set: str) -> _Backend:
+    backend: _Backend = require("inflight_edge.scoring.triton", _REMEDY).triton_backend(guard)
+    return backend
+
+
+_BACKENDS: dict[str, Callable[[Guard, str], _Backend]] = {
+    "cpu": _cpu_backend,
+    "cuda": _cuda_backend,
+    "triton": _triton_backend,
+    "reference": _ReferenceBackend,
+}
+
+
+_CHECKS: dict[str, Callable[[], object]] = {
+    "cpu": lambda: require(_EXTENSION, _REMEDY),
+    "cuda": lambda: require("inflight_edge.scoring.cuda", _REMEDY).check(),
+    "triton": lambda: require("inflight_edge.scoring.triton", _REMEDY).check(),
+}
 
 
 def _mismatch(name: str, array: object, shape: tuple[int | None, ...], *, writeable: bool = False) -> str | None:

@@ -63,7 +63,7 @@ def test_missing_extension_is_an_error_and_never_the_reference(
 
 def test_unknown_backend_is_refused(rng: np.random.Generator) -> None:
     guard = random_guard(rng, "diagonal", 2, 1, 3)
-    with pytest.raises(OptionError, match="backend: expected one of auto, cpu, reference, got 'gpu'"):
+    with pytest.raises(OptionError, match="backend: expected one of auto, cpu, cuda, triton, reference, got 'gpu'"):
         Scorer(guard, backend="gpu")  # type: ignore[arg-type]
 
 

@@ -1,0 +1,180 @@
+"""A GPU through pycuda: primary context, memory and one stream, for the scorers that run there.
+
+Checked through a double of the driver.  It has not run on a device.
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inflight_edge._optional import require
+from inflight_edge.errors import DependencyError, OptionError, ScoreError
+
+__all__ = ["Buffer", "Device", "Memory", "capability"]
+
+Memory = Literal["auto", "mapped", "copied"]
+
+_REMEDY = "pip install pycuda (needs nvcc) on a machine with an NVIDIA GPU, or choose another backend"
+# Device arrays start at multiples of this: whole cache lines, and what cudaMalloc promises.
+_ALIGNMENT = 256
+
+# The primary context of each device, retained once and for the life of the process: pycuda 2026.1 hands a primary
+# context that is dropped to cuCtxDetach, which is for other contexts; only an explicit detach() releases it.
+_contexts: dict[tuple[int, int], tuple[Any, Any]] = {}
+_contexts_lock = threading.Lock()
+
+
+def _retain(driver: Any, gpu: Any, index: int) -> Any:
+    with _contexts_lock:
+        key = id(driver), index
+        if key not in _contexts:
+            _contexts[key] = driver, gpu.retain_primary_context()
+        return _contexts[key][1]
+
+
+def _release() -> None:
+    while _contexts:
+        _, (_, context) = _contexts.popitem()
+        context.push()
+        context.detach()
+
+
+atexit.register(_release)
+
+
+def capability(index: int = 0) -> tuple[int, int]:
+    """Compute capability of a GPU, (8, 7) for one.  Makes no context.  Raises DependencyError without pycuda or GPU."""
+    driver = require("pycuda.driver", _REMEDY)
+    try:
+        driver.init()
+        major, minor = driver.Device(index).compute_capability()
+    except driver.Error as error:
+        raise DependencyError(f"device: expected an NVIDIA GPU with index {index}, got: {error}") from error
+    return int(major), int(minor)
+
+
+class Device:
+    """Owns a stream and device memory in the primary context, which TensorRT and torch share.
+
+    index   of the GPU.
+    memory  of buffers: ``mapped``, host memory that the device reads and writes; ``copied``, memory on both sides;
+            ``auto``, mapped where CPU and GPU share their memory.  The attribute holds the one chosen.
+
+    stream             handle of the stream, an int; pycuda_stream is pycuda's object.
+    capability         compute capability, (8, 7) for one.
+    Any thread may call it.  Raises OptionError, DependencyError without pycuda or GPU, ScoreError when the driver fails.
+    """
+
+    def __init__(self, index: int = 0, memory: Memory = "auto") -> None:
+        if memory not in ("auto", "mapped", "copied"):
+            raise OptionError(f"memory: expected one of auto, mapped, copied, got {memory!r}")
+        self.driver: Any = require("pycuda.driver", _REMEDY)
+        self.capability = capability(index)
+        try:
+            gpu = self.driver.Device(index)
+            self._context: Any = _retain(self.driver, gpu, index)
+        except self.driver.Error as error:
+            raise DependencyError(f"device: expected an NVIDIA GPU with index {index}, got: {error}") from error
+        if memory == "auto":
+            memory = "mapped" if gpu.get_attribute(self.driver.device_attribute.INTEGRATED) else "copied"
+        self.memory: str = memory
+        self._allocations: list[Any] = []
+        with self.current():
+            self.pycuda_stream: Any = self.driver.Stream()
+            self.stream = int(self.pycuda_stream.handle)
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """The context is current in this thread: contexts belong to threads, and engines have workers.
+
+        The driver's errors come out as ScoreError.
+        """
+        if self._context is None:
+            raise ScoreError("device: expected an open one, got one that was closed; make another")
+        self._context.push()
+        try:
+            yield
+        except self.driver.Error as error:
+            raise ScoreError(f"driver: expected success, got: {error}; make the scorer again") from error
+        finally:
+            self.driver.Context.pop()
+
+    def allocate(self, n_bytes: int) -> Any:
+        """Device memory, freed by close()."""
+        with self.current():
+            self._allocations.append(self.driver.mem_alloc(max(n_bytes, 1)))
+        return self._allocations[-1]
+
+    def upload(self, arrays: Sequence[NDArray[Any]]) -> list[int]:
+        """Copy arrays into one allocation; the address of each, 0 for an empty one."""
+        sizes = [-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in arrays]
+        base = int(self.allocate(sum(sizes)))
+        addresses = []
+        for array, size in zip(arrays, sizes, strict=True):
+            if array.nbytes:
+                with self.current():
+                    self.driver.memcpy_htod(base, array)
+            addresses.append(base if array.nbytes else 0)
+            base += size
+        return addresses
+
+    def buffer(self, shape: tuple[int, ...], dtype: Any) -> Buffer:
+        """Array in host memory and its twin on the device."""
+        return Buffer(self, shape, dtype)
+
+    def synchronize(self) -> None:
+        """Wait until everything on the stream is done."""
+        with self.current():
+            self.pycuda_stream.synchronize()
+
+    def close(self) -> None:
+        """Wait for the stream and free it and the device memory; a second call does nothing.
+
+        Arrays of mapped buffers stay valid for who holds them.
+        """
+        if self._context is None:
+            return
+        with self.current():
+            self.pycuda_stream.synchronize()
+            while self._allocations:
+                self._allocations.pop().free()
+            self.pycuda_stream = None  # pycuda destroys it only where the context is current
+        self._context = None
+
+
+class Buffer:
+    """host: page-locked NumPy array.  address: where the device sees it, or its copy in device memory."""
+
+    def __init__(self, device: Device, shape: tuple[int, ...], dtype: Any) -> None:
+        self._device = device
+        mapped = device.memory == "mapped"
+        flags = device.driver.host_alloc_flags.DEVICEMAP if mapped else 0
+        with device.current():
+            self.host: NDArray[Any] = device.driver.pagelocked_empty(shape, dtype, mem_flags=flags)
+            pinned: Any = self.host.base
+            self._copy: Any = None
+            if mapped:
+                self.address = int(pinned.get_device_pointer())
+            else:
+                self._copy = device.allocate(self.host.nbytes)
+                self.address = int(self._copy)
+        self.host.view(np.uint8)[...] = 0
+
+    def to_device(self) -> None:
+        """Enqueue the copy to the device, if there is one to make."""
+        if self._copy is not None:
+            with self._device.current():
+                self._device.driver.memcpy_htod_async(self._copy, self.host, self._device.pycuda_stream)
+
+    def to_host(self) -> None:
+        """Enqueue the copy to the host, if there is one to make."""
+        if self._copy is not None:
+            with self._device.current():
+                self._device.driver.memcpy_dtoh_async(self.host, self._copy, self._device.pycuda_stream)
