@@ -6,13 +6,17 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 DEMO_ARGUMENTS ?=
 SOURCES := setup.py pyproject.toml constraints.txt inflight_edge/scoring/_cpu.pyx $(wildcard csrc/*)
 
-.PHONY: demo test check lint format clean
+.PHONY: demo test test-arm check lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/inflight-edge demo $(DEMO_ARGUMENTS)
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
+
+# Needs apt, or gcc-aarch64-linux-gnu, qemu-user and mmdebstrap; keeps what it makes in ARM_CACHE, .arm unless told.
+test-arm:
+	PYTHON=$(PYTHON) tests/arm/run.sh
 
 check: lint test
 
@@ -36,5 +40,5 @@ $(VENV)/installed-dev: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .arm build dist *.egg-info demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f inflight_edge/scoring/*.so inflight_edge/scoring/_cpu.c
