@@ -4,9 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 DEMO_ARGUMENTS ?=
-SOURCES := setup.py pyproject.toml constraints.txt inflight_edge/scoring/_cpu.pyx $(wildcard csrc/*)
+PREFIX ?= /usr/local
+PYX := inflight_edge/_preprocess.pyx inflight_edge/scoring/_cpu.pyx inflight_edge/scoring/_cuda.pyx
+SOURCES := setup.py pyproject.toml constraints.txt $(PYX) $(wildcard csrc/*.c csrc/*.h csrc/*.cu)
 
-.PHONY: demo test test-gpu check lint format clean
+.PHONY: demo test test-slow test-gpu test-arm check lint format bench install-c clean
 
 demo: $(VENV)/installed
 	$(BIN)/inflight-edge demo $(DEMO_ARGUMENTS)
@@ -14,10 +16,18 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
 
+# The tests that `make test` leaves out because they take minutes.
+test-slow: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m slow
+
 # On a machine with an NVIDIA GPU and nvcc: builds pycuda, and fails rather than leaving the CUDA scorer out.
 test-gpu: $(VENV)/installed-dev
 	INFLIGHT_EDGE_CUDA=1 $(PIP) -c constraints.txt -e '.[calibration,cuda,dev]'
 	$(BIN)/python -m pytest -m gpu -s
+
+# Needs apt, or gcc-aarch64-linux-gnu, qemu-user and mmdebstrap; keeps what it makes in ARM_CACHE, .arm unless told.
+test-arm:
+	PYTHON=$(PYTHON) tests/arm/run.sh
 
 check: lint test
 
@@ -26,9 +36,16 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: $(VENV)/installed
+	$(BIN)/python -m benchmarks.latency --json benchmarks/results/latency.json
+
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# libinflight.so, libinflight.a, inflight.h and a pkg-config file; needs gcc alone.
+install-c:
+	$(MAKE) -f csrc/Makefile PREFIX='$(PREFIX)' install
 
 $(VENV)/installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -41,5 +58,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	rm -f inflight_edge/scoring/*.so inflight_edge/scoring/_cpu.c inflight_edge/scoring/_cuda.c
+	rm -rf $(VENV) .arm build csrc/build benchmarks/latency/build dist *.egg-info demo
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f inflight_edge/*.so inflight_edge/scoring/*.so
+	rm -f inflight_edge/_preprocess.c inflight_edge/scoring/_cpu.c inflight_edge/scoring/_cuda.c

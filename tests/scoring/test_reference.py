@@ -5,9 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from guards import random_features, random_guard
-from scipy.special import logsumexp
-from scipy.stats import multivariate_normal
-from sklearn.mixture import GaussianMixture
 
 from inflight_edge.guard import KINDS, Guard, Kind
 from inflight_edge.scoring import reference
@@ -28,26 +25,29 @@ def dense_whiteners(guard: Guard) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_agrees_with_scipy(rng: np.random.Generator, kind: Kind) -> None:
+    special = pytest.importorskip("scipy.special", reason="needs SciPy to compare with")
+    stats = pytest.importorskip("scipy.stats", reason="needs SciPy to compare with")
     guard = random_guard(rng, kind, 3, [1, 2, 3], 6)
     features = random_features(rng, guard, 9)
     z = (features.astype(np.float64) - guard.mean) / guard.scale
     components = np.stack(
         [
-            log_weight + multivariate_normal(mean, np.linalg.inv(W.T @ W)).logpdf(z)
+            log_weight + stats.multivariate_normal(mean, np.linalg.inv(W.T @ W)).logpdf(z)
             for log_weight, mean, W in zip(guard.log_weights, guard.means, dense_whiteners(guard), strict=True)
         ],
         axis=1,
     )
     rows = [components[:, a:b] for a, b in zip(guard.offsets[:-1], guard.offsets[1:], strict=True)]
-    expected = np.stack([logsumexp(row, axis=1) for row in rows], axis=1)
+    expected = np.stack([special.logsumexp(row, axis=1) for row in rows], axis=1)
     np.testing.assert_allclose(log_likelihoods(guard, features), expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize(("kind", "covariance"), [("diagonal", "diag"), ("shared", "tied"), ("full", "full")])
 def test_agrees_with_sklearn(rng: np.random.Generator, kind: Kind, covariance: str) -> None:
     """Both rows of the guard are the same mixture, fitted by scikit-learn on standardised features."""
+    sklearn_mixture = pytest.importorskip("sklearn.mixture", reason="needs scikit-learn to compare with")
     z = rng.normal(size=(200, 5)) @ rng.normal(size=(5, 5)) + rng.choice([-3.0, 3.0], (200, 1))
-    mixture = GaussianMixture(2, covariance_type=covariance, random_state=0).fit(z)
+    mixture = sklearn_mixture.GaussianMixture(2, covariance_type=covariance, random_state=0).fit(z)
     factors = mixture.precisions_cholesky_.astype(np.float32)  # upper P with y = (z - mean) @ P, so W = P^T
     if kind != "diagonal":
         factors = factors.swapaxes(-1, -2)[(..., *np.tril_indices(5))]

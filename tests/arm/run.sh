@@ -1,0 +1,146 @@
+#!/usr/bin/env bash
+# The tests of the C library and its Python extensions on AArch64, without such a machine: `make test-arm`.
+#
+# A Debian root for arm64 holds Python; qemu runs it.  The extensions are built by the project's own setup.py inside it,
+# with a cross compiler that runs natively, so that sources and flags are written down once.
+#
+#   ARM_CACHE  folder of the root, the packages and the build; .arm in the project's root unless told
+#   ARM_SUITE  Debian release of the root
+#   PYTHON     an interpreter of this machine with pip
+#   arguments  for pytest, instead of the tests below
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+source_root=$PWD
+
+fail() {
+    echo "test-arm: $1" >&2
+    exit 1
+}
+
+suite=${ARM_SUITE:-bookworm}
+python=${PYTHON:-python3}
+cache=${ARM_CACHE:-.arm}
+case $cache in *[[:space:]]*) fail "ARM_CACHE: expected a path without spaces, got '$cache'; choose another" ;; esac
+mkdir -p "$cache"
+cache=$(cd "$cache" && pwd)
+root=$cache/root site=$cache/site build=$cache/build
+
+exec 9>"$cache/lock"
+flock -n 9 || fail "another run uses $cache; wait for it or set ARM_CACHE"
+
+# 1. The tools of this machine.
+declare -A package_of=(
+    [aarch64-linux-gnu-gcc]=gcc-aarch64-linux-gnu [aarch64-linux-gnu-g++]=g++-aarch64-linux-gnu
+    [qemu-aarch64]=qemu-user [mmdebstrap]=mmdebstrap [make]=make
+)
+missing=()
+for tool in "${!package_of[@]}"; do
+    command -v "$tool" >/dev/null || missing+=("${package_of[$tool]}")
+done
+[ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || missing+=(debian-archive-keyring)
+if [ ${#missing[@]} -gt 0 ]; then
+    as_root=()
+    command -v apt-get >/dev/null || fail "needs ${missing[*]}; install them with this system's package manager"
+    if [ "$(id -u)" -ne 0 ]; then
+        sudo -n true 2>/dev/null || fail "needs ${missing[*]}; run: sudo apt-get install ${missing[*]}"
+        as_root=(sudo -n)
+    fi
+    "${as_root[@]}" apt-get update -q >"$cache/apt.log" 2>&1 &&
+        "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+            apt-get install -y -q --no-install-recommends libc6-dev-arm64-cross "${missing[@]}" >>"$cache/apt.log" 2>&1 ||
+        fail "apt-get could not install ${missing[*]}; see $cache/apt.log"
+fi
+"$python" -m pip --version >/dev/null 2>&1 || fail "needs pip for $python; install python3-pip or set PYTHON"
+
+# 2. The root: extracted, never configured, hence no emulation; a tar, hence no trace of the mode mmdebstrap chose.
+include=python3,libpython3-dev,libasan8,libubsan1,libgomp1,libstdc++6,zlib1g
+if [ "$(cat "$root/made" 2>/dev/null)" != "$suite $include" ]; then
+    rm -rf "$root" "$site"
+    mkdir -p "$root"
+    mmdebstrap --quiet --variant=extract --arch=arm64 --include="$include" --format=tar "$suite" \
+        "$cache/root.tar" 2>"$cache/root.log" || fail "mmdebstrap could not make the root; see $cache/root.log"
+    tar -x -C "$root" --exclude='./dev/*' --no-same-owner -f "$cache/root.tar"
+    rm "$cache/root.tar"
+    echo "$suite $include" >"$root/made"
+fi
+interpreter=$(readlink -f "$root/usr/bin/python3")
+version=${interpreter##*/python}
+
+# 3. Packages for that Python; `site` is complete or absent.
+packages=(numpy safetensors pytest pytest-xdist hypothesis onnx pillow cython setuptools)
+if [ "$(cat "$site/made" 2>/dev/null)" != "$version ${packages[*]}" ]; then
+    rm -rf "$site"
+    "$python" -m pip --disable-pip-version-check install --quiet --target "$site" --only-binary=:all: \
+        --platform manylinux_2_28_aarch64 --platform manylinux_2_17_aarch64 --platform manylinux2014_aarch64 \
+        --implementation cp --python-version "$version" "${packages[@]}" >"$cache/pip.log" 2>&1 ||
+        fail "pip could not get the packages for Python $version on AArch64; see $cache/pip.log"
+    echo "$version ${packages[*]}" >"$site/made"
+fi
+
+# 4. Commands that hide the emulation from setup.py and from the tests, which start Python, gcc and what gcc made.
+bin=$cache/bin
+rm -rf "$bin"
+mkdir "$bin"
+cat >"$bin/python3" <<SCRIPT
+#!/bin/sh
+exec qemu-aarch64 -L $root -0 $bin/python3 $interpreter "\$@"
+SCRIPT
+cat >"$bin/compiler" <<SCRIPT
+#!/bin/sh
+# The cross compiler against the root; a program it links becomes a script that runs it.
+output=a.out previous=
+for argument; do
+    [ "\$previous" != -o ] || output=\$argument
+    previous=\$argument
+done
+name=\${0##*/}
+$(dirname "$(command -v aarch64-linux-gnu-gcc)")/aarch64-linux-gnu-"\${name#aarch64-linux-gnu-}" --sysroot=$root \\
+    -isystem $root/usr/include/aarch64-linux-gnu -isystem $root/usr/include -B $root/usr/lib/aarch64-linux-gnu "\$@" || exit
+if [ -f "\$output" ] && aarch64-linux-gnu-readelf -l "\$output" 2>/dev/null | grep -q INTERP; then
+    mv "\$output" "\$output.aarch64"
+    printf '#!/bin/sh\nexec qemu-aarch64 -L $root "\$0.aarch64" "\$@"\n' >"\$output"
+    chmod +x "\$output"
+fi
+SCRIPT
+chmod +x "$bin/python3" "$bin/compiler"
+for name in gcc g++; do
+    ln -s compiler "$bin/$name"
+    ln -s compiler "$bin/aarch64-linux-gnu-$name"
+done
+for name in ar nm; do
+    ln -s "$(command -v "aarch64-linux-gnu-$name")" "$bin/$name"
+done
+export PATH=$bin:$PATH
+# Cortex-A76: no SVE, as on the devices this is for.  Nothing of this machine's Python may reach the other.
+unset PYTHONSTARTUP PYTHONWARNINGS VIRTUAL_ENV CC CFLAGS LDFLAGS LDSHARED
+export QEMU_CPU=cortex-a76 PYTHONHOME=$root/usr PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1 PYTHONNOUSERSITE=1
+
+# 5. The wheel, by setup.py; unpacked apart, so that nothing is imported from the sources.
+rm -rf "$build"
+mkdir "$build"
+PYTHONPATH=$site python3 -W ignore setup.py -q egg_info --egg-base "$build" build --build-base "$build" \
+    bdist_wheel --bdist-dir "$build/wheel" --dist-dir "$build/dist" >"$cache/build.log" 2>&1 ||
+    fail "the extensions did not build; see $cache/build.log: $(tail -1 "$cache/build.log")"
+python3 -m zipfile -e "$build"/dist/*.whl "$build/lib"
+export PYTHONPATH=$build/lib:$site
+
+# 6. NEON runs, and it is this build's.
+PYTHONPATH=$build/lib:$site python3 - "$build/lib" <<'CHECK' || fail "NEON is not what scores on AArch64"
+import platform
+import sys
+
+import inflight_edge.scoring as scoring
+
+assert platform.machine() == "aarch64", platform.machine()
+assert scoring.__file__.startswith(sys.argv[1]), scoring.__file__
+assert scoring.instruction_set() == "neon", scoring.instruction_sets()
+print(f"test-arm: {platform.machine()}, Python {platform.python_version()}, {' '.join(scoring.instruction_sets())}")
+CHECK
+
+# 7. The tests.  Left out: engines and what needs ONNX Runtime or torch.
+if [ $# -eq 0 ]; then
+    set -- tests/scoring tests/test_*bundle*.py tests/test_*preprocess*.py tests/test_guard.py tests/test_verdict.py \
+        tests/test_imports.py -n 2
+fi
+cd "$source_root"
+python3 -m pytest -q -p no:cacheprovider "$@"
