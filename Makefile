@@ -39,5 +39,5 @@ $(VENV)/installed-dev: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build benchmarks/latency/build dist *.egg-info demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f inflight_edge/scoring/*.so inflight_edge/scoring/_cpu.c

@@ -43,7 +43,9 @@ class Case:
         """Additions and multiplications of the definition; a multiply-add is two.  exp and log are left out."""
         d, m = self.features, self.n_components
         triangle = 2 * packed_size(d)
-        distances = {"diagonal": 4 * m * d, "shared": triangle + d + 3 * m * d, "full": m * (triangle + 3 * d)}[self.kind]
+        distances = {"diagonal": 4 * m * d, "shared": triangle + d + 3 * m * d, "full": m * (triangle + 3 * d)}[
+            self.kind
+        ]
         return self.batch * (2 * d + distances)
 
     @property

@@ -36,6 +36,7 @@ class Driver:
     """The compiled driver.  Raises DependencyError where it cannot be built.
 
     clock_ns  median cost of a clock reading, already subtracted from every sample.
+    step_ns   what every reading is a multiple of: no sample is finer.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -43,6 +44,7 @@ class Driver:
         samples = np.empty(20_000, np.int64)
         self._library.ife_bench_clock(_SIZE(1000), _SIZE(samples.size), _pointer(samples))
         self.clock_ns = int(np.median(samples))
+        self.step_ns = int(np.gcd.reduce(samples))
 
     def scorer(self, guard: Guard) -> NativeScorer:
         """A guard, loaded by ife_scorer_create."""

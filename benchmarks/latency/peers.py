@@ -171,7 +171,7 @@ def _mixture(guard: Guard, row: int) -> Any:
 
 
 def _expanded(guard: Guard) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, FloatArray]:
-    """squares (D, M), linear (D, M), offset (M,), origin (D,), whitener: |y - c|^2 = y^2 squares - y linear + offset."""
+    """The arrays squares (D, M), linear (D, M), offset (M,), origin (D,), whitener of |y - c|^2 = y^2 squares - y linear + offset."""
     empty = np.empty(0, np.float32)
     if guard.kind == "full":
         return empty, empty, empty, empty, np.stack([_whitener(guard, m) for m in range(guard.n_components)])

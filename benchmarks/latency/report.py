@@ -7,7 +7,8 @@ import time
 from typing import Any
 
 from benchmarks.latency.cases import Case
-from benchmarks.latency.timing import Samples, buckets, make_record
+from benchmarks.latency.timing import Samples, histogram_of, make_record
+from inflight_edge.latency import Histogram
 
 __all__ = ["Report"]
 
@@ -17,6 +18,7 @@ class Report:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.records: list[dict[str, Any]] = []
+        self.samples: list[int] = []  # of each record
         self.histograms: list[dict[str, Any]] = []
         self.comparisons: list[dict[str, Any]] = []
         self.skipped: list[dict[str, str]] = []
@@ -40,6 +42,13 @@ class Report:
         record = make_record("frame", "onnxruntime", case, samples)
         self._append({**record, "kind": name, "bytes": 0, "flops": 0}, samples, keep=True)
 
+    def add_frame_histogram(self, name: str, case: Case, histogram: Histogram) -> None:
+        """A record of the group ``frame`` whose latencies were recorded in a histogram."""
+        summary = histogram.summary()
+        figures = {key: round(getattr(summary, key)) for key in ("p50_ns", "p99_ns", "p999_ns", "max_ns")}
+        record = {"group": "frame", "backend": "onnxruntime", **case.identity, "kind": name, **figures}
+        self._keep({**record, "bytes": 0, "flops": 0}, histogram)
+
     def compared(self, backend: str, case: Case, error: float, tolerance: float) -> None:
         """Keep a comparison with the reference.  Raises AssertionError when it fails: a wrong answer is not timed."""
         if not error <= tolerance:
@@ -57,11 +66,16 @@ class Report:
         self.notes.append(text)
 
     def _append(self, record: dict[str, Any], samples: Samples, *, keep: bool) -> None:
+        self._keep(record, histogram_of(samples), plotted=keep)
+
+    def _keep(self, record: dict[str, Any], histogram: Histogram, *, plotted: bool = True) -> None:
         self.records.append(record)
-        if keep:
-            self.histograms.append({"record": len(self.records) - 1, "count": samples.size, "buckets": buckets(samples)})
+        self.samples.append(histogram.count)
+        if plotted:
+            pairs = [list(pair) for pair in histogram.buckets().items()]
+            self.histograms.append({"record": len(self.records) - 1, "buckets": pairs})
         if not self._quiet:
             shape = f"C={record['classes']} K={record['components']} D={record['features']} N={record['batch']}"
             took = f"{time.monotonic() - self._started:6.1f} s"
-            text = f"{took}  {record['group']:8} {record['backend']:13} {record['kind']:22} {shape:26}"
-            print(f"{text} p50 {record['p50_ns'] / 1000:12.3f} us  n {samples.size}", file=sys.stderr)
+            text = f"{took}  {record['group']:8} {record['backend']:13} {record['kind']:26} {shape:26}"
+            print(f"{text} p50 {record['p50_ns'] / 1000:12.3f} us  n {histogram.count}", file=sys.stderr)

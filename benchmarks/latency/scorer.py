@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from benchmarks.latency.native import Driver
 from benchmarks.latency.peers import PEERS, Score, missing
 from benchmarks.latency.report import Report
 from benchmarks.latency.timing import time_python
-from inflight_edge.guard import KINDS, FloatArray, Guard
+from inflight_edge.guard import KINDS, FloatArray
 from inflight_edge.scoring import DECISIONS, VERDICT_DTYPE, Scorer
 from inflight_edge.scoring.reference import log_likelihoods, term_magnitudes
 from inflight_edge.verdict import decide
@@ -58,7 +58,9 @@ def run_scorer(report: Report, driver: Driver | None, *, quick: bool) -> None:
     for case in main:
         peers = [name for name in PEERS if not (quick and name in ("torch_compile", "scipy", "skl2onnx"))]
         if case.classes > 100:
-            report.skip(f"{case.identity}", "sklearn, scipy, skl2onnx, torch_compile: one object per class takes minutes")
+            report.skip(
+                f"{case.identity}", "sklearn, scipy, skl2onnx, torch_compile: one object per class takes minutes"
+            )
             peers = ["numpy", "torch"]
         elif case not in _MAIN and not quick:
             peers = [name for name in peers if name != "torch_compile"]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from benchmarks.latency.cases import Case
 from inflight_edge.latency import Histogram
 
-__all__ = ["KEYS", "Samples", "clock_cost", "make_record", "time_python"]
+__all__ = ["KEYS", "Samples", "clock_cost", "histogram_of", "make_record", "time_python"]
 
 KEYS = (
     "group", "backend", "kind", "classes", "components", "features", "batch",
@@ -63,8 +63,8 @@ def make_record(group: str, backend: str, case: Case, samples: Samples) -> dict[
     return {"group": group, "backend": backend, **case.identity, **figures, **work}
 
 
-def buckets(samples: Samples) -> list[list[int]]:
-    """Smallest latency and count of each bucket of a histogram of the samples."""
+def histogram_of(samples: Samples) -> Histogram:
+    """Histogram of samples."""
     histogram = Histogram()
     histogram.record_all(samples.tolist())
-    return [[low, count] for low, count in histogram.buckets().items()]
+    return histogram
