@@ -25,7 +25,8 @@ STAGES = {
     "engine": "input to logits and features, batch 1",
     "scorer": "features to one log-likelihood per class; only frames predicted as a guarded class",
     "verdict": "checks of the engine's outputs, prediction, margin and verdict",
-    "whole": "all of them",
+    "guard": "scorer and verdict of one frame together: what the defence adds; the scorer's frames",
+    "whole": "capture to verdict",
 }
 WARM_UP = 50
 
@@ -67,6 +68,7 @@ class Stages:
         end = clock()
         if scorer is not None:
             record["scorer"].record(scored - checked)
+            record["guard"].record(end - inferred)
         record["capture"].record(captured - start)
         record["preprocess"].record(prepared - captured)
         record["engine"].record(inferred - prepared)

@@ -171,7 +171,10 @@ def _mixture(guard: Guard, row: int) -> Any:
 
 
 def _expanded(guard: Guard) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, FloatArray]:
-    """The arrays squares (D, M), linear (D, M), offset (M,), origin (D,), whitener of |y - c|^2 = y^2 squares - y linear + offset."""
+    """Arrays squares (D, M), linear (D, M), offset (M,), origin (D,) and whitener.
+
+    |y - c|^2 = y^2 squares - y linear + offset, with y = whitener (z - origin) for the shared kind.
+    """
     empty = np.empty(0, np.float32)
     if guard.kind == "full":
         return empty, empty, empty, empty, np.stack([_whitener(guard, m) for m in range(guard.n_components)])

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from inflight_edge.bench import STAGES
 from inflight_edge.guard import KINDS
 from inflight_edge.scoring.reference import log_likelihoods
 
@@ -67,7 +68,7 @@ def test_every_timed_backend_was_compared_first(result: dict[str, Any]) -> None:
 
 def test_frames_have_every_defence_and_stage(result: dict[str, Any]) -> None:
     names = {r["kind"] for r in result["records"] if r["group"] == "frame"}
-    stages = {f"lenet5/guard/{name}" for name in ("capture", "preprocess", "engine", "scorer", "verdict", "whole")}
+    stages = {f"lenet5/guard/{name}" for name in STAGES}
     assert names == stages | {f"lenet5/{name}/whole" for name in ("bare", "nc_filter", "b3d", "strip")}
 
 
