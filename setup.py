@@ -19,12 +19,13 @@ class BuildExtensions(build_ext):
     """build_ext with further flags for some files, and the files that fit the processor being built for."""
 
     def build_extensions(self):
+        """Add the files of the processor, and give each its flags."""
         machine = (self.plat_name or platform.machine()).lower().replace("-", "_")
         files = X86 if machine.endswith(("x86_64", "amd64")) else ARM if machine.endswith(("aarch64", "arm64")) else {}
         for extension in self.extensions:
-            extension.sources += [f"csrc/{name}" for name in files]
-            if files is X86:
-                extension.define_macros.append(("IFE_X86", "1"))
+            if extension.name.endswith("._cpu"):
+                extension.sources += [f"csrc/{name}" for name in files]
+                extension.define_macros += [("IFE_X86", "1")] if files is X86 else []
         compile_one = self.compiler._compile
 
         def compile_with_flags(obj, source, extension, cc_args, extra, pp_opts):
@@ -44,4 +45,13 @@ scorer = Extension(
     extra_compile_args=FLAGS,
 )
 
-setup(ext_modules=cythonize([scorer], language_level=3), cmdclass={"build_ext": BuildExtensions})
+preprocess = Extension(
+    "inflight_edge._preprocess",
+    sources=["inflight_edge/_preprocess.pyx", "csrc/preprocess.c"],
+    depends=["inflight_edge/_preprocess.pyx", "csrc/inflight.h"],
+    include_dirs=["csrc", numpy.get_include()],
+    define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
+    extra_compile_args=FLAGS,
+)
+
+setup(ext_modules=cythonize([scorer, preprocess], language_level=3), cmdclass={"build_ext": BuildExtensions})

@@ -66,6 +66,8 @@ typedef struct {
     int32_t decision; /* an ife_decision */
     int32_t source;   /* TRIGGER: class index of the best other class, the lowest among equals; else -1 */
     double margin;    /* nats: best other log-likelihood - target's; < 0 accepts, >= 0 is a trigger, NaN is invalid */
+    int32_t n_scored; /* density rows whose parameters were read in full; the others were excluded by bounds */
+    int32_t n_rows;
 } ife_verdict;
 
 /* A guard laid out for one instruction set.  Never changes after ife_scorer_create: any number of threads share it. */
@@ -105,13 +107,54 @@ IFE_API ife_status ife_score(const ife_scorer *scorer, const float *features, fl
  * The same for n_frames: features (n_frames, D) -> log_likelihoods (n_frames, R), bit for bit what ife_score gives.
  * IFE_NONFINITE when it holds for at least one frame; the others are scored.
  */
-IFE_API ife_status ife_score_batch(const ife_scorer *scorer, const float *features, size_t n_frames, float *log_likelihoods);
+IFE_API ife_status ife_score_batch(const ife_scorer *scorer, const float *features, size_t n_frames,
+                                   float *log_likelihoods);
 
 /*
- * Verdict on one frame.  Reads less than ife_score where the verdict needs less; the margin then differs from the
- * difference of two log-likelihoods by their error at most.  No heap, no lock.
+ * Verdict on one frame.  No heap, no lock.  Reads less than ife_score where the verdict needs less:
+ * a shared guard of few components (M <= D / 2) is judged in the subspace of its means; the margin then differs from
+ * the difference of two log-likelihoods by their error at most.  A diagonal or shared guard of many rows is read with
+ * 8 bits a parameter first, and in full only where the bounds from that leave a doubt: decision, source and margin are
+ * those of all log-likelihoods, bit for bit.
  */
 IFE_API ife_status ife_judge(const ife_scorer *scorer, const float *features, ife_verdict *verdict);
+
+/* Bytes of a frame.  NV12: height rows of luma, then height / 2 rows of interleaved U and V, both sides even. */
+typedef enum { IFE_GREY = 0, IFE_RGB = 1, IFE_BGR = 2, IFE_NV12 = 3 } ife_pixels;
+
+/* A frame, 8 bits a sample.  matrix and full_range are read for NV12 alone. */
+typedef struct {
+    int32_t pixels; /* an ife_pixels */
+    int32_t height;
+    int32_t width;
+    int32_t bt709;      /* 0: ITU-R BT.601, 1: BT.709 */
+    int32_t full_range; /* 0: luma 16..235 and chroma 16..240, 1: both 0..255 */
+    size_t stride;      /* bytes from one row to the next, of either plane */
+    const uint8_t *samples;
+    const uint8_t *chroma; /* NV12: first row of U and V; else NULL */
+} ife_image;
+
+/* The network's input: (channels, height, width), input = (pixel * scale - mean) / deviation. */
+typedef struct {
+    int32_t channels; /* 1 or 3 */
+    int32_t height;
+    int32_t width;
+    float scale;
+    float mean[3];
+    float deviation[3];
+} ife_input;
+
+/* Floats of scratch that ife_preprocess needs, 0 when the image or the input breaks its contract. */
+IFE_API size_t ife_preprocess_scratch(const ife_image *image, const ife_input *input);
+
+/*
+ * Frame to tensor (channels, height, width) in one pass: colour, bilinear resize, normalisation.
+ *
+ * Half-pixel centres, edges clamped, no antialiasing, nothing rounded to 8 bits.  NV12: each 2 x 2 block shares its
+ * chroma, R, G and B are clamped to 0..255 before the resize.  Grey becomes equal channels; colour becomes BT.601 luma
+ * for a one-channel network.  scratch: ife_preprocess_scratch floats.  No heap, no lock.
+ */
+IFE_API ife_status ife_preprocess(const ife_image *image, const ife_input *input, float *scratch, float *tensor);
 
 #ifdef __cplusplus
 }

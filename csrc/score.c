@@ -9,8 +9,8 @@
 #include <sys/auxv.h>
 #endif
 
-/* Rows whose log-likelihoods the verdict holds at a time. */
-#define JUDGED_ROWS 512
+/* Parameters, in bytes, above which the verdict reads their codes first: below, they are in the caches anyway. */
+#define CODED_BYTES (1 << 19)
 /* Work, in multiplications, that finding the subspace of the means may cost at load: seconds. */
 #define SUBSPACE_WORK 4e9
 
@@ -172,11 +172,80 @@ static bool make_subspace(const ife_guard *guard, ife_scorer *scorer) {
     return enough;
 }
 
+/* Codes of one component.  A weight keeps the upper bits of its float: as many as its range leaves room for. */
+static void encode(const float *centres, const float *weights, size_t n, ife_code *code, uint8_t *bytes) {
+    float low = centres[0], high = centres[0], least = 0.0f, most = 0.0f;
+    for (size_t d = 0; d < n; ++d) {
+        low = centres[d] < low ? centres[d] : low;
+        high = centres[d] > high ? centres[d] : high;
+        if (weights) {
+            least = d == 0 || weights[d] < least ? weights[d] : least;
+            most = weights[d] > most ? weights[d] : most;
+        }
+    }
+    code->start = low;
+    code->step = (high * 0.5f - low * 0.5f) / 127.5f;
+    code->least = code->most = 1.0f;
+    if (weights) {
+        code->base = (int32_t)ife_magnitude_bits(least);
+        const int32_t range = (int32_t)ife_magnitude_bits(most) - code->base;
+        while ((range >> code->shift) > 255) ++code->shift;
+    }
+    double error = 0.0, size = 0.0, least_ratio = INFINITY, most_ratio = 0.0;
+    for (size_t d = 0; d < n; ++d) {
+        uint8_t *block = bytes + (weights ? 2 : 1) * (d / IFE_LANES * IFE_LANES) + d % IFE_LANES;
+        const double steps = code->step > 0.0f ? ((double)centres[d] - low) / code->step : 0.0;
+        block[0] = (uint8_t)(steps < 255.0 ? steps + 0.5 : 255.0);
+        const double centre = (double)block[0] * code->step + low;
+        double weight = 1.0;
+        if (weights) {
+            const int32_t dropped = ((int32_t)ife_magnitude_bits(weights[d]) - code->base) >> code->shift;
+            const int32_t bits = code->base + dropped * (1 << code->shift);
+            float decoded;
+            memcpy(&decoded, &bits, sizeof decoded);
+            block[IFE_LANES] = (uint8_t)dropped;
+            weight = weights[d];
+            least_ratio = weight / decoded < least_ratio ? weight / decoded : least_ratio;
+            most_ratio = weight / decoded > most_ratio ? weight / decoded : most_ratio;
+        }
+        error += (centres[d] - centre) * (centres[d] - centre) * weight * weight;
+        const double reach = fmax(fabs((double)centres[d]), fmax(fabs((double)low), fabs((double)high)));
+        size += reach * reach * weight * weight;
+    }
+    if (weights) {
+        code->least = (float)(least_ratio * (1.0 - 1e-7));
+        code->most = (float)(most_ratio * (1.0 + 1e-7));
+    }
+    /* z and centre^ are rounded to floats: 2^-20 of |centre weight| is several times what that can move y. */
+    code->error = (float)((sqrt(error) + ldexp(1.0, -20) * sqrt(size)) * (1.0 + 1e-6));
+}
+
+/* Codes where the verdict gains by them; false: no memory. */
+static bool make_codes(const ife_guard *guard, ife_scorer *scorer) {
+    const size_t n = (size_t)guard->n_features, m = (size_t)guard->n_components;
+    const bool diagonal = guard->kind == IFE_DIAGONAL;
+    const size_t size = (diagonal ? 2 : 1) * scorer->padded;
+    if (guard->kind == IFE_FULL || scorer->rank || !scorer->kernels->reads_codes) return true;
+    if (guard->n_rows < 3 || n < IFE_LANES || guard->n_components > IFE_BOUNDED_COMPONENTS) return true;
+    if (m * size * sizeof(float) < CODED_BYTES) return true;
+    if (diagonal)
+        for (size_t i = 0; i < m * n; ++i)
+            if (!(guard->whitener[i] > 0.0f)) return true;
+    scorer->codes = zeroed(m * size, 1);
+    scorer->coding = zeroed(m, sizeof *scorer->coding);
+    if (!scorer->codes || !scorer->coding) return false;
+    for (size_t k = 0; k < m; ++k)
+        encode(guard->centres + k * n, diagonal ? guard->whitener + k * n : NULL, n, &scorer->coding[k],
+               scorer->codes + k * size);
+    return true;
+}
+
 ife_status ife_scorer_create(const ife_guard *guard, const int32_t *classes, int32_t target_row,
                              const char *instruction_set, ife_scorer **scorer) {
     if (!scorer) return IFE_INVALID;
     *scorer = NULL;
-    if (ife_guard_check(guard) != IFE_OK || !classes || target_row < 0 || target_row >= guard->n_rows) return IFE_INVALID;
+    if (ife_guard_check(guard) != IFE_OK || !classes) return IFE_INVALID;
+    if (target_row < 0 || target_row >= guard->n_rows) return IFE_INVALID;
     const ife_kernels *kernels = NULL;
     for (int32_t i = 0; !kernels && ife_instruction_set(i); ++i)
         if (!instruction_set || !strcmp(instruction_set, ife_instruction_set(i))) kernels = kernels_at(i);
@@ -202,7 +271,7 @@ ife_status ife_scorer_create(const ife_guard *guard, const int32_t *classes, int
     made->panels = guard->kind == IFE_DIAGONAL ? NULL : make_panels(guard, padded);
     if (!made->offsets || !made->classes || !made->constants || !made->mean || !made->scale || !made->inverse_scale ||
         !made->centres || (guard->origin && !made->origin) || (guard->kind != IFE_DIAGONAL && !made->panels) ||
-        (guard->kind == IFE_SHARED && !make_subspace(guard, made))) {
+        (guard->kind == IFE_SHARED && !make_subspace(guard, made)) || !make_codes(guard, made)) {
         ife_scorer_destroy(made);
         return IFE_NO_MEMORY;
     }
@@ -227,6 +296,8 @@ void ife_scorer_destroy(ife_scorer *scorer) {
     free(scorer->panels);
     free(scorer->basis);
     free(scorer->positions);
+    free(scorer->codes);
+    free(scorer->coding);
     free(scorer);
 }
 
@@ -241,13 +312,16 @@ ife_status ife_score(const ife_scorer *scorer, const float *features, float *log
 
 /* The rule of inflight_edge/verdict.py. */
 ife_status ife_judge(const ife_scorer *scorer, const float *features, ife_verdict *verdict) {
-    float rows[JUDGED_ROWS];
+    float rows[IFE_BOUNDED_COMPONENTS];
     float target = -INFINITY, best = -INFINITY;
-    int32_t source = -1;
-    *verdict = (ife_verdict){IFE_VERDICT_INVALID, -1, NAN};
-    for (int32_t first = 0; first < scorer->n_rows; first += JUDGED_ROWS) {
-        const int32_t left = scorer->n_rows - first, count = left < JUDGED_ROWS ? left : JUDGED_ROWS;
-        const ife_status status = scorer->kernels->score(scorer, features, 1, first, first + count, true, rows, JUDGED_ROWS);
+    int32_t source = -1, n_scored = scorer->n_rows;
+    *verdict = (ife_verdict){IFE_VERDICT_INVALID, -1, NAN, 0, scorer->n_rows};
+    for (int32_t first = 0; first < scorer->n_rows; first += IFE_BOUNDED_COMPONENTS) {
+        const int32_t left = scorer->n_rows - first;
+        const int32_t count = left < IFE_BOUNDED_COMPONENTS ? left : IFE_BOUNDED_COMPONENTS;
+        const ife_status status =
+            scorer->codes ? scorer->kernels->score_best(scorer, features, rows, &n_scored)
+                          : scorer->kernels->score(scorer, features, 1, first, first + count, true, rows, 0);
         if (status != IFE_OK) return status;
         for (int32_t r = 0; r < count; ++r)
             if (first + r == scorer->target_row) {
@@ -257,11 +331,13 @@ ife_status ife_judge(const ife_scorer *scorer, const float *features, ife_verdic
                 source = scorer->classes[first + r];
             }
     }
-    const double margin = (double)best - (double)target; /* both -INFINITY: NaN */
-    if (margin < 0.0) {
-        *verdict = (ife_verdict){IFE_VERDICT_ACCEPT, -1, margin};
-    } else if (margin >= 0.0) {
-        *verdict = (ife_verdict){IFE_VERDICT_TRIGGER, source, margin};
+    verdict->n_scored = n_scored;
+    verdict->margin = (double)best - (double)target; /* both -INFINITY: NaN */
+    if (verdict->margin < 0.0) {
+        verdict->decision = IFE_VERDICT_ACCEPT;
+    } else if (verdict->margin >= 0.0) {
+        verdict->decision = IFE_VERDICT_TRIGGER;
+        verdict->source = source;
     }
     return IFE_OK;
 }

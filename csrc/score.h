@@ -11,18 +11,43 @@
 
 typedef struct {
     const char *name;
+    bool reads_codes; /* unpacking bytes costs it less than reading floats */
     /*
      * Log-likelihoods of n_frames under the rows first_row .. end_row - 1: out[frame * stride + row - first_row].
      * relative: a term common to all rows of a frame may be left out.
      */
     ife_status (*score)(const ife_scorer *scorer, const float *features, size_t n_frames, int32_t first_row,
                         int32_t end_row, bool relative, float *out, size_t stride);
+    /*
+     * Log-likelihoods of one frame under the target and under every row that may be the best of the others; -INFINITY
+     * for the rest.  out (R), R <= IFE_BOUNDED_COMPONENTS.  For a scorer with codes; returns the number of rows scored in
+     * n_scored.
+     */
+    ife_status (*score_best)(const ife_scorer *scorer, const float *features, float *out, int32_t *n_scored);
     /* In place, n a multiple of IFE_LANES.  exp: x <= 0, relative error below 2e-7, 0 below -87.  log: x >= 1. */
     void (*exponentials)(float *x, size_t n);
     void (*logarithms)(float *x, size_t n);
 } ife_kernels;
 
 extern const ife_kernels ife_kernels_portable, ife_kernels_avx2, ife_kernels_avx512, ife_kernels_neon;
+
+/* Components that the first pass with codes holds bounds for, on the stack. */
+#define IFE_BOUNDED_COMPONENTS 4096
+
+/*
+ * A component's parameters in 8 bits each, and how far its whitened point may then be from the truth.  With x^ the
+ * decoded values and y^ = (z - centre^) weight^:  least |y^| - error <= |(z - centre) weight| <= most |y^| + error.
+ * centre^ = start + step code; bits of weight^ = base + (code << shift), the upper bits of a float.
+ */
+typedef struct {
+    float start;
+    float step;
+    float least;
+    float most;
+    float error; /* |(centre - centre^) weight|, and what float arithmetic on z and centre can lose */
+    int32_t base;
+    int32_t shift;
+} ife_code;
 
 /*
  * P = D rounded up to IFE_LANES.  Padding adds nothing: mean 0, scale 1, means 0, whitener 0.
@@ -32,6 +57,7 @@ extern const ife_kernels ife_kernels_portable, ife_kernels_avx2, ife_kernels_avx
  * panels     shared: one, full: M lower triangles, each in panels of 16 rows: panel p holds its columns
  *            0 .. 16 p + 15 one after another, 16 rows of each: 16 rows are summed without a horizontal addition
  * basis      (rank, P)  shared: orthonormal basis of the span of the centres' differences, times W
+ * codes      diagonal: (M, P / 16, 2, 16), shared: (M, P) bytes, where there are many rows; else NULL
  * positions  (M, rank rounded up to IFE_LANES)  the centres in that basis
  */
 struct ife_scorer {
@@ -55,6 +81,8 @@ struct ife_scorer {
     float *panels;
     float *basis;
     float *positions;
+    uint8_t *codes;
+    ife_code *coding; /* (M) */
 };
 
 static inline size_t ife_padded(size_t n) {

@@ -20,6 +20,12 @@ typedef __m256 vec;
 #define vec_round(v) _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
 #define vec_zero_below(x, limit, v) _mm256_and_ps(_mm256_cmp_ps(x, _mm256_set1_ps(limit), _CMP_GE_OQ), v)
 
+#define vec_integers(p) _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p)))
+#define vec_bytes(p) _mm256_cvtepi32_ps(vec_integers(p))
+#define vec_code(p, base, shift) \
+    _mm256_castsi256_ps( \
+        _mm256_add_epi32(_mm256_sll_epi32(vec_integers(p), _mm_cvtsi32_si128(shift)), _mm256_set1_epi32(base)))
+
 static inline float vec_sum(vec v) {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
@@ -41,4 +47,4 @@ static inline vec vec_split(vec x, vec *exponent) {
 #include "score_standardise.h"
 #include "score_kernels.h"
 
-const ife_kernels ife_kernels_avx2 = {"avx2", score, exponentials, logarithms};
+const ife_kernels ife_kernels_avx2 = {"avx2", true, score, score_best, exponentials, logarithms};

@@ -22,6 +22,12 @@ typedef __m512 vec;
 #define vec_power(n) _mm512_scalef_ps(_mm512_set1_ps(1.0f), n)
 #define vec_zero_below(x, limit, v) _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_GE_OQ), v)
 
+#define vec_integers(p) _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p)))
+#define vec_bytes(p) _mm512_cvtepi32_ps(vec_integers(p))
+#define vec_code(p, base, shift) \
+    _mm512_castsi512_ps( \
+        _mm512_add_epi32(_mm512_sll_epi32(vec_integers(p), _mm_cvtsi32_si128(shift)), _mm512_set1_epi32(base)))
+
 static inline vec vec_split(vec x, vec *exponent) {
     const __m512i bits = _mm512_castps_si512(x);
     const __m512i e = _mm512_srai_epi32(_mm512_sub_epi32(bits, _mm512_set1_epi32(0x3f2aaaab)), 23);
@@ -32,4 +38,4 @@ static inline vec vec_split(vec x, vec *exponent) {
 #include "score_standardise.h"
 #include "score_kernels.h"
 
-const ife_kernels ife_kernels_avx512 = {"avx512", score, exponentials, logarithms};
+const ife_kernels ife_kernels_avx512 = {"avx512", true, score, score_best, exponentials, logarithms};

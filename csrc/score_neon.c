@@ -1,5 +1,6 @@
 /* The scorer with NEON (AArch64). */
 #include <arm_neon.h>
+#include <string.h>
 
 typedef float32x4_t vec;
 #define WIDTH 4
@@ -23,6 +24,16 @@ typedef float32x4_t vec;
 #define vec_zero_below(x, limit, v) \
     vreinterpretq_f32_u32(vandq_u32(vcgeq_f32(x, vdupq_n_f32(limit)), vreinterpretq_u32_f32(v)))
 
+static inline int32x4_t vec_integers(const uint8_t *p) {
+    uint32_t four;
+    memcpy(&four, p, sizeof four);
+    return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(four)))));
+}
+
+#define vec_bytes(p) vcvtq_f32_s32(vec_integers(p))
+#define vec_code(p, base, shift) \
+    vreinterpretq_f32_s32(vaddq_s32(vshlq_s32(vec_integers(p), vdupq_n_s32(shift)), vdupq_n_s32(base)))
+
 static inline vec vec_split(vec x, vec *exponent) {
     const int32x4_t bits = vreinterpretq_s32_f32(x);
     const int32x4_t e = vshrq_n_s32(vsubq_s32(bits, vdupq_n_s32(0x3f2aaaab)), 23);
@@ -33,4 +44,4 @@ static inline vec vec_split(vec x, vec *exponent) {
 #include "score_standardise.h"
 #include "score_kernels.h"
 
-const ife_kernels ife_kernels_neon = {"neon", score, exponentials, logarithms};
+const ife_kernels ife_kernels_neon = {"neon", true, score, score_best, exponentials, logarithms};

@@ -48,6 +48,13 @@ static inline vec vec_zero_below(vec x, float limit, vec v) {
     return (vec)((x >= vec_set(limit)) & (integers)v);
 }
 
+static inline integers vec_integers(const uint8_t *p) {
+    return (integers){p[0], p[1], p[2], p[3]};
+}
+
+#define vec_bytes(p) __builtin_convertvector(vec_integers(p), vec)
+#define vec_code(p, base, shift) ((vec)((vec_integers(p) << (shift)) + (base)))
+
 static inline vec vec_split(vec x, vec *exponent) {
     const integers e = ((integers)x - 0x3f2aaaab) >> 23;
     *exponent = __builtin_convertvector(e, vec);
@@ -66,4 +73,4 @@ static inline vec vec_standardise(vec x, vec mean, vec scale, vec inverse, vec *
 
 #include "score_kernels.h"
 
-const ife_kernels ife_kernels_portable = {"portable", score, exponentials, logarithms};
+const ife_kernels ife_kernels_portable = {"portable", false, score, score_best, exponentials, logarithms};

@@ -14,12 +14,23 @@ from inflight_edge.scoring.parameters import prepare
 from inflight_edge.scoring.reference import log_likelihoods
 from inflight_edge.verdict import Decision, decide
 
-__all__ = ["DECISIONS", "VERDICT_DTYPE", "Backend", "Scorer", "available_backends", "instruction_set", "instruction_sets"]
+__all__ = [
+    "DECISIONS",
+    "VERDICT_DTYPE",
+    "Backend",
+    "Scorer",
+    "available_backends",
+    "instruction_set",
+    "instruction_sets",
+]
 
 Backend = Literal["auto", "cpu", "reference"]
 
-# ife_verdict of csrc/inflight.h: decision is the index in DECISIONS, source a class index or -1, margin in nats.
-VERDICT_DTYPE = np.dtype([("decision", np.int32), ("source", np.int32), ("margin", np.float64)])
+# ife_verdict of csrc/inflight.h: decision is the index in DECISIONS, source a class index or -1, margin in nats,
+# n_scored the rows whose parameters were read in full, of n_rows.
+VERDICT_DTYPE = np.dtype(
+    [("decision", np.int32), ("source", np.int32), ("margin", np.float64), ("n_scored", np.int32), ("n_rows", np.int32)]
+)
 DECISIONS = (Decision.INVALID, Decision.ACCEPT, Decision.TRIGGER)
 VerdictArray = NDArray[np.void]
 
@@ -160,7 +171,8 @@ class _ReferenceBackend:
             return False
         verdict = decide(guard.target, scores, guard.classes, guard.target_row)
         source = -1 if verdict.source is None else verdict.source
-        out[0] = (DECISIONS.index(verdict.decision), source, verdict.margin)
+        n_rows = guard.classes.shape[0]
+        out[0] = (DECISIONS.index(verdict.decision), source, verdict.margin, n_rows, n_rows)
         return True
 
 
@@ -173,8 +185,13 @@ def _choose(wanted: str | None) -> str:
 
 def _cpu_backend(guard: Guard, instruction_set: str) -> _Backend:
     native = require(_EXTENSION, _REMEDY).CpuBackend
-    backend: _Backend = native(prepare(guard), np.require(guard.classes, requirements=["C", "A"]), guard.target_row,
-                               instruction_set, VERDICT_DTYPE)
+    backend: _Backend = native(
+        prepare(guard),
+        np.require(guard.classes, requirements=["C", "A"]),
+        guard.target_row,
+        instruction_set,
+        VERDICT_DTYPE,
+    )
     return backend
 
 

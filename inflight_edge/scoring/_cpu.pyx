@@ -27,6 +27,8 @@ cdef extern from "inflight.h" nogil:
         int decision
         int source
         double margin
+        int n_scored
+        int n_rows
     ctypedef struct ife_scorer:
         pass
     int IFE_OK

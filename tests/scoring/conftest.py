@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from scorers import INSTRUCTION_SETS
 
@@ -16,8 +15,3 @@ def backend(request: pytest.FixtureRequest) -> str:
     if request.param not in (*instruction_sets(), "reference"):
         pytest.skip(f"this processor or this build has no {request.param}")
     return request.param
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(2022)

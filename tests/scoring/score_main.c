@@ -179,6 +179,37 @@ static void check_guard(ife_kind kind, int32_t n_features) {
     free(features);
 }
 
+/* Enough rows for codes; a number of features beside the blocks.  The verdict equals the log-likelihoods' own. */
+static void check_many_rows(ife_kind kind, int32_t n_features) {
+    enum { MANY = 701 };
+    const size_t n = (size_t)n_features, size = kind == IFE_DIAGONAL ? MANY * n : ife_packed_row(n);
+    int32_t *offsets = malloc((MANY + 1) * sizeof *offsets), *classes = malloc(MANY * sizeof *classes);
+    for (int32_t i = 0; i <= MANY; ++i) offsets[i] = i;
+    for (int32_t i = 0; i < MANY; ++i) classes[i] = 2 * i;
+    float *mean = random_array(n, -1, 1), *scale = random_array(n, 0.5f, 2), *origin = random_array(n, -1, 1);
+    float *centres = random_array(MANY * n, -1, 1), *whitener = random_array(size, 0.01f, 0.3f);
+    float *constants = random_array(MANY, -3, 3), *features = random_array(FRAMES * n, -2, 2);
+    float *out = malloc(MANY * sizeof *out);
+    const ife_guard guard = {kind, n_features, MANY, MANY, offsets, mean, scale,
+                             kind == IFE_SHARED ? origin : NULL, centres, whitener, constants};
+    for (int32_t i = 0; ife_instruction_set(i); ++i) {
+        ife_scorer *scorer;
+        EXPECT(ife_scorer_create(&guard, classes, 5, ife_instruction_set(i), &scorer) == IFE_OK);
+        EXPECT((scorer->codes != NULL) == scorer->kernels->reads_codes);
+        for (size_t f = 0; f < FRAMES; ++f) {
+            ife_verdict verdict;
+            EXPECT(ife_judge(scorer, features + f * n, &verdict) == IFE_OK);
+            EXPECT(ife_score(scorer, features + f * n, out) == IFE_OK);
+            float best = -INFINITY;
+            for (int32_t r = 0; r < MANY; ++r) best = r != 5 && out[r] > best ? out[r] : best;
+            EXPECT(verdict.margin == (double)best - (double)out[5]);
+        }
+        ife_scorer_destroy(scorer);
+    }
+    free(offsets), free(classes), free(mean), free(scale), free(origin), free(centres), free(whitener);
+    free(constants), free(features), free(out);
+}
+
 /* The bounds stated in score.h, over the whole range. */
 static void check_exp_and_log(const ife_kernels *kernels) {
     enum { N = 16 };
@@ -218,12 +249,42 @@ static void check_log_sum_exp(void) {
     EXPECT(ife_component(1.0f, 4.0f) == -1.0f);
 }
 
+/* Every layout, up and down, on arrays of exact size. */
+static void check_preprocess(void) {
+    const int32_t sizes[][4] = {{2, 2, 1, 1}, {2, 4, 5, 7}, {6, 8, 6, 8}, {30, 26, 7, 5}, {2, 2, 9, 30}};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; ++i)
+        for (int pixels = IFE_GREY; pixels <= IFE_NV12; ++pixels)
+            for (int32_t channels = 1; channels <= 3; channels += 2) {
+                const size_t height = (size_t)sizes[i][0], width = (size_t)sizes[i][1];
+                const size_t bytes = pixels == IFE_RGB || pixels == IFE_BGR ? 3 : 1;
+                const size_t size = bytes * width * (pixels == IFE_NV12 ? height * 3 / 2 : height);
+                const size_t n = (size_t)(channels * sizes[i][2] * sizes[i][3]);
+                uint8_t *samples = malloc(size);
+                for (size_t j = 0; j < size; ++j) samples[j] = (uint8_t)uniform(0, 256);
+                ife_image image = {pixels, sizes[i][0], sizes[i][1], 0, 0, bytes * width, samples, NULL};
+                if (pixels == IFE_NV12) image.chroma = samples + height * width;
+                const ife_input input = {channels, sizes[i][2], sizes[i][3], 1.0f, {0}, {1, 1, 1}};
+                const size_t needed = ife_preprocess_scratch(&image, &input);
+                EXPECT(needed > 0);
+                float *scratch = malloc(needed * sizeof *scratch), *tensor = malloc(n * sizeof *tensor);
+                EXPECT(ife_preprocess(&image, &input, scratch, tensor) == IFE_OK);
+                for (size_t j = 0; j < n; ++j) EXPECT(tensor[j] >= -1e-3f && tensor[j] <= 255.001f);
+                image.stride = 1;
+                EXPECT(ife_preprocess_scratch(&image, &input) == 0);
+                EXPECT(ife_preprocess(&image, &input, scratch, tensor) == IFE_INVALID);
+                free(samples), free(scratch), free(tensor);
+            }
+}
+
 int main(void) {
     const int32_t sizes[] = {1, 15, 16, 17, 33, 129, 1040};
     for (int kind = IFE_DIAGONAL; kind <= IFE_FULL; ++kind)
         for (size_t i = 0; i < sizeof sizes / sizeof *sizes; ++i) check_guard((ife_kind)kind, sizes[i]);
     check_guard(IFE_DIAGONAL, IFE_MAX_FEATURES);
     check_log_sum_exp();
+    check_preprocess();
+    check_many_rows(IFE_DIAGONAL, 200);
+    check_many_rows(IFE_SHARED, 203);
     check_exp_and_log(&ife_kernels_portable);
 #ifdef IFE_X86
     if (__builtin_cpu_supports("avx2")) check_exp_and_log(&ife_kernels_avx2);

@@ -50,5 +50,7 @@ def test_extension_refuses_parameters_that_do_not_fit(rng: np.random.Generator) 
         replace(parameters, mean=np.empty(0, np.float32)),
     ]
     for wrong in broken:
-        with pytest.raises(ValueError, match="parameters: counts, offsets and arrays do not fit together, or are not finite"):
+        with pytest.raises(
+            ValueError, match="parameters: counts, offsets and arrays do not fit together, or are not finite"
+        ):
             CpuBackend(wrong, np.arange(3, dtype=np.int32), 0, "portable", VERDICT_DTYPE)

@@ -112,9 +112,7 @@ def test_nonfinite_feature_anywhere_is_never_accepted(
 
 @kinds
 @pytest.mark.parametrize("size", [1e25, -1e30, 3.4e38])
-def test_overflow_is_minus_infinity_never_nan(
-    rng: np.random.Generator, backend: str, kind: Kind, size: float
-) -> None:
+def test_overflow_is_minus_infinity_never_nan(rng: np.random.Generator, backend: str, kind: Kind, size: float) -> None:
     guard = random_guard(rng, kind, 4, 2, 130)
     guard = replace(guard, scale=np.full(130, 1e-3, np.float32))
     signs = rng.choice([-1.0, 1.0], 130)
