@@ -39,6 +39,11 @@ class Case:
         return 4 * (whitener + m * d + m + standardiser + self.batch * (d + self.classes))
 
     @property
+    def working_set(self) -> int:
+        """Bytes that a loop of calls goes round in: what the caches have to hold."""
+        return self.bytes + (4 * self.features * (POOL - 1) if self.batch == 1 else 0)
+
+    @property
     def flops(self) -> int:
         """Additions and multiplications of the definition; a multiply-add is two.  exp and log are left out."""
         d, m = self.features, self.n_components

@@ -14,6 +14,7 @@ from benchmarks.latency.cases import Case
 from benchmarks.latency.timing import Samples
 from inflight_edge.errors import DependencyError
 from inflight_edge.guard import KINDS, FloatArray, Guard
+from inflight_edge.scoring import VERDICT_DTYPE
 from inflight_edge.scoring.parameters import prepare
 
 __all__ = ["Driver", "NativeScorer"]
@@ -106,8 +107,8 @@ class NativeScorer:
         return out
 
     def verdicts(self, features: FloatArray) -> np.ndarray:
-        """Verdicts (N,) by one ife_judge a frame: decision, source, margin."""
-        out = np.zeros(features.shape[0], [("decision", np.int32), ("source", np.int32), ("margin", np.float64)])
+        """Verdicts (N,) of VERDICT_DTYPE by one ife_judge a frame."""
+        out = np.zeros(features.shape[0], VERDICT_DTYPE)
         for i, frame in enumerate(np.ascontiguousarray(features)):
             self._library.ife_judge(self._scorer, _pointer(frame), _POINTER(out[i : i + 1].ctypes.data))
         return out
@@ -126,7 +127,7 @@ class NativeScorer:
 
     def time_judge(self, features: FloatArray, *, n_calls: int) -> Samples:
         """Nanoseconds of one ife_judge, going round in features."""
-        samples, verdict = np.empty(n_calls, np.int64), np.empty(2, np.int64)
+        samples, verdict = np.empty(n_calls, np.int64), np.zeros(1, VERDICT_DTYPE)
         self._library.ife_bench_judge(
             self._scorer, _pointer(features), _SIZE(self._n_features), _SIZE(features.shape[0]), _pointer(verdict),
             _SIZE(n_calls // 10 + 3), _SIZE(n_calls), _pointer(samples),

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.latency.cases import Case
 from benchmarks.latency.plots import draw
 
 __all__ = ["fill", "render"]
@@ -83,6 +84,10 @@ def duration(nanoseconds: float) -> str:
     return f"{value:.{0 if value >= 100 or unit == 'ns' else 1 if value >= 10 else 2}f} {unit}"
 
 
+def _ratio(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def _durations(record: Record) -> list[str]:
     return [duration(record[key]) for key in _PERCENTILES]
 
@@ -112,7 +117,7 @@ def _scorer(records: list[Record], kind: str) -> str:
     rows = []
     for r in chosen:
         reference = base.get(tuple(r[key] for key in _SHAPE))
-        ratio = f"{r['p50_ns'] / reference:.3g}" if reference else "-"
+        ratio = _ratio(r["p50_ns"] / reference) if reference else "-"
         rows.append((_shape(r), r["batch"], r["backend"], *_durations(r), ratio))
     header = ("guard", "frames a call", "backend", *_HEADER, "p50 / capi")
     return table(header, rows, f"Log-likelihoods, {kind}:")
@@ -127,7 +132,8 @@ def _bandwidth(records: list[Record]) -> str:
     probes = [(r["bytes"], r["bytes"] / max(1, r["p50_ns"])) for r in _select(records, "roofline", kind="read")]
     rows = []
     for r in _select(records, "scorer", backend="capi", batch=1) if probes else []:
-        size, limit = min(probes, key=lambda probe: abs(math.log(probe[0] / r["bytes"])))
+        case = Case(**{key: r[key] for key in _SHAPE})
+        size, limit = min(probes, key=lambda probe: abs(math.log(probe[0] / case.working_set)))
         reached = r["bytes"] / max(1, r["p50_ns"])
         share = f"{100 * reached / limit:.0f} %"
         rows.append((r["kind"], _shape(r), r["bytes"], f"{reached:.1f}", f"{limit:.1f} ({size} bytes)", share))
@@ -154,7 +160,7 @@ def _frames(records: list[Record]) -> list[str]:
         named = {r["kind"].partition("/")[2]: r for r in chosen if r["kind"].startswith(f"{network}/")}
         whole = {name.partition("/")[0]: r for name, r in named.items() if name.endswith("/whole")}
         bare = whole["bare"]["p50_ns"]
-        rows = [(name, *_durations(r), f"{r['p50_ns'] / max(1, bare):.4g}") for name, r in sorted(
+        rows = [(name, *_durations(r), _ratio(r["p50_ns"] / max(1, bare))) for name, r in sorted(
             whole.items(), key=lambda item: item[1]["p50_ns"])]  # fmt: skip
         parts.append(table(("defence", *_HEADER, "p50 / bare"), rows, f"Whole frame, {network}:"))
         stages = {name.partition("/")[2]: r for name, r in named.items() if name.startswith("guard/")}
