@@ -94,6 +94,12 @@ def _parser() -> argparse.ArgumentParser:
     doctor = _add(commands, "doctor", "what this machine has, and how to get the rest", "device", "doctor")
     doctor.add_argument("--json", action="store_true", help="JSON instead of a table")
 
+    bench = _add(commands, "bench", "latency per stage on this machine", "device", "bench")
+    bench.add_argument("bundle", type=Path, metavar="BUNDLE")
+    bench.add_argument("--frames", type=int, default=10000, metavar="N", help="frames to time (default %(default)s)")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
+    _engine_arguments(bench)
+
     demo = _add(commands, "demo", "the whole path on handwritten digits", "workstation", "demo")
     demo.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for what is made (default %(default)s)")

@@ -1,4 +1,4 @@
-"""Commands of the device's side: score, verify, doctor."""
+"""Commands of the device's side: score, verify, bench, doctor."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
+from inflight_edge.bench import bench as bench_detector
 from inflight_edge.cli import table
 from inflight_edge.detector import Detector
 from inflight_edge.doctor import examine
@@ -17,7 +18,7 @@ from inflight_edge.images import iter_images
 from inflight_edge.verdict import Decision, Verdict
 from inflight_edge.verify import verify as verify_bundle
 
-__all__ = ["doctor", "load_detector", "score", "verify"]
+__all__ = ["bench", "doctor", "load_detector", "score", "verify"]
 
 _HEADER = ("image", "decision", "predicted", "source", "margin", "reason")
 
@@ -60,6 +61,24 @@ def verify(options: argparse.Namespace) -> int:
     if failed:
         print(f"inflight-edge: {failed} of {len(checks)} checks failed: do not use this bundle here", file=sys.stderr)
     return 1 if failed else 0
+
+
+def bench(options: argparse.Namespace) -> int:
+    """Print the latency of each stage; --json writes a file with what was measured and on what."""
+    figures = bench_detector(load_detector(options), options.frames)
+    if options.json is not None:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    keys = ("p50_ns", "p99_ns", "p999_ns", "max_ns")
+    rows = [
+        (name, stage["count"], *(f"{stage[k] / 1000:.1f}" for k in keys)) for name, stage in figures["stages"].items()
+    ]
+    print(table(rows, ("stage", "frames", "p50 us", "p99 us", "p99.9 us", "max us")))
+    machine = figures["environment"]
+    print(
+        f"\n{machine['cpu']}, governor {machine['governor'] or 'unknown'}, scorer {figures['scorer']}, "
+        f"engine {figures['engine']}, warm-up {figures['warm_up']} frames"
+    )
+    return 0
 
 
 def doctor(options: argparse.Namespace) -> int:
