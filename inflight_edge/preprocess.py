@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,8 @@ __all__ = ["Preprocess", "resize_bilinear"]
 # ITU-R BT.601 luma, what Pillow's convert("L") uses as well.
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
+# No camera's frame and no classifier's input is larger; what is would only exhaust the memory.
+MAX_FRAME, MAX_INPUT = 1 << 28, 1 << 26
 # Constants outside are no preprocessing, and would overflow in float32.
 _LEAST, _MOST = 1e-37, 1e37
 
@@ -39,12 +42,16 @@ class Preprocess:
             raise OptionError(
                 f"input shape: expected (channels, height, width), each at least 1, got {self.input_shape}"
             )
+        if math.prod(self.input_shape) > MAX_INPUT:
+            raise OptionError(f"input shape: expected at most {MAX_INPUT} numbers in all, got {self.input_shape}")
         if not _LEAST <= self.scale <= _MOST:
             raise OptionError(f"scale: expected a number > 0 such as 1/255, got {self.scale}")
         channels = self.input_shape[0]
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, channels):
-                raise OptionError(f"{name}: expected 1 or {channels} numbers (one per channel), got {len(values)}")
+                raise OptionError(
+                    f"{name}: expected one number, or one for each of {channels} channels, got {len(values)}"
+                )
             if not all(abs(value) <= _MOST for value in values):
                 raise OptionError(f"{name}: expected finite numbers, got {values}")
         if not all(value >= _LEAST for value in self.std):
@@ -57,11 +64,15 @@ class Preprocess:
         one-channel network.  Bilinear, half-pixel centres, no antialiasing, not rounded.
         Returns (channels, height, width) float32 in 0..255.  Raises DataError for another dtype or shape.
         """
+        if isinstance(frame, np.ndarray):
+            frame = np.asarray(frame)  # sub-classes such as numpy.matrix index in other ways
         if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8:
             kind = frame.dtype if isinstance(frame, np.ndarray) else type(frame).__name__
             raise DataError(f"frame: expected a uint8 array, got {kind}; convert it to 8-bit pixels 0..255")
         if frame.ndim not in (2, 3) or 0 in frame.shape:
             raise DataError(f"frame: expected shape (H, W) or (H, W, channels), got {frame.shape}")
+        if frame.size > MAX_FRAME:
+            raise DataError(f"frame: expected at most {MAX_FRAME} values, got shape {frame.shape}; shrink it before")
         channels, height, width = self.input_shape
         image = frame[:, :, None] if frame.ndim == 2 else frame
         planes = image.astype(np.float32)
