@@ -42,7 +42,8 @@ def calibrate(
     """
     preprocess = inspection.preprocess
     chosen = tuple(inspection.suspects if targets is None else targets)
-    _check_targets(chosen, classifier.n_classes)
+    smallest = int(np.argmin([estimate.norm for estimate in inspection.estimates]))
+    _check_targets(chosen, classifier.n_classes, smallest)
     if len(inspection.estimates) != classifier.n_classes or preprocess.input_shape != classifier.input_shape:
         raise DataError(
             f"inspection: made for {len(inspection.estimates)} classes and input {preprocess.input_shape}, but the model has "
@@ -51,6 +52,9 @@ def calibrate(
     data.check_labels(classifier.n_classes, every_class=True)
     pixels = data.pixels(preprocess)
     accuracy = check_accuracy(classifier, pixels, data, preprocess)
+    model = export_onnx(classifier)
+    sample = np.linspace(0, len(pixels) - 1, min(len(pixels), 64)).astype(int)
+    parity = check_parity(classifier, model, preprocess.normalise(pixels[sample]))
     guards: list[Guard] = []
     choices: list[Choice] = []
     successes: list[float] = []
@@ -68,9 +72,6 @@ def calibrate(
         frames.extend(
             (triggered[data.labels == target][:2], triggered[data.labels != target][:: max(1, len(pixels) // 4)])
         )
-    model = export_onnx(classifier)
-    sample = np.linspace(0, len(pixels) - 1, min(len(pixels), 64)).astype(int)
-    parity = check_parity(classifier, model, preprocess.normalise(pixels[sample]))
     frames.append(pixels[:: max(1, len(pixels) // 4)])
     metrics = {
         "n_images": len(data),
@@ -95,10 +96,11 @@ def calibrate(
     )
 
 
-def _check_targets(targets: tuple[int, ...], n_classes: int) -> None:
+def _check_targets(targets: tuple[int, ...], n_classes: int, smallest: int) -> None:
     if not targets:
         raise OptionError(
-            "no class looks like a backdoor's target, so there is nothing to guard; name one with --target to guard it anyway"
+            "no class looks like a backdoor's target, so there is nothing to guard; name one with --target to guard it "
+            f"anyway (the smallest mask is that of class {smallest})"
         )
     if len(set(targets)) != len(targets):
         raise OptionError(f"targets: expected each class once, got {targets}")

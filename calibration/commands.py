@@ -17,7 +17,7 @@ from inflight_edge.calibration.calibrate import calibrate as make_bundle
 from inflight_edge.calibration.datasets import ImageSet, load_images
 from inflight_edge.calibration.demo import run_demo
 from inflight_edge.calibration.evaluate import evaluate as measure_detector
-from inflight_edge.calibration.inspection import Inspection, read_inspection
+from inflight_edge.calibration.inspection import MIN_CLASSES, Inspection, read_inspection
 from inflight_edge.calibration.inspection import inspect as run_inspection
 from inflight_edge.calibration.model import Classifier, classifier_from_program, input_channels, load_program
 from inflight_edge.calibration.reversal.neural_cleanse import Settings
@@ -49,6 +49,8 @@ def inspect(options: argparse.Namespace) -> int:
 
 def calibrate(options: argparse.Namespace) -> int:
     """Calibrate guards and write the bundle."""
+    if options.force and options.out.exists() and not (options.out / "bundle.json").is_file():
+        raise BundleError(f"{options.out}: --force replaces bundles only, and this is none; name another folder")
     if options.out.exists() and not options.force:
         raise BundleError(f"{options.out}: exists already; name another folder with --out or replace it with --force")
     _check_parent("--out", options.out)
@@ -234,4 +236,8 @@ def _print_inspection(inspection: Inspection) -> None:
     if inspection.suspects:
         print(f"suspected target: {', '.join(inspection.name(c) for c in inspection.suspects)}   {accuracy}")
     else:
-        print(f"no class has an outstandingly small mask: no backdoor found {accuracy}")
+        first = min(inspection.estimates, key=lambda estimate: estimate.norm)
+        print(f"no class stands out: no patch backdoor found {accuracy}")
+        print(f"the smallest mask is that of {inspection.name(first.target)}: --target guards a class all the same")
+        if len(inspection.estimates) < MIN_CLASSES:
+            print(f"with fewer than {MIN_CLASSES} classes nothing can stand out: compare the masks yourself")

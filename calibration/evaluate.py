@@ -74,6 +74,9 @@ def evaluate(
     trigger_verdicts = [] if triggered is None else judge(detector, triggered, label="triggered", progress=progress)
     clean_labels = [] if clean is None else clean.labels.tolist()
     trigger_labels = [] if triggered is None else triggered.labels.tolist()
+    verdicts = [*clean_verdicts, *trigger_verdicts]
+    if verdicts and all(v.decision is Decision.INVALID for v in verdicts):
+        raise DataError(f"none of the frames could be judged: {verdicts[0].reason}")
     guarded = set(detector.guards)
     negatives = [v for v, y in zip(clean_verdicts, clean_labels, strict=True) if y in guarded and v.predicted == y]
     attacked = [(v, y) for v, y in zip(trigger_verdicts, trigger_labels, strict=True) if guarded != {y}]
@@ -93,7 +96,7 @@ def evaluate(
         auroc=_auroc([v.margin for v, _ in positives], [v.margin for v in negatives]),
         n_clean=len(negatives),
         n_triggered=len(positives),
-        n_invalid=sum(v.decision is Decision.INVALID for v in [*clean_verdicts, *trigger_verdicts]),
+        n_invalid=sum(v.decision is Decision.INVALID for v in verdicts),
     )
 
 

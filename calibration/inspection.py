@@ -30,6 +30,7 @@ from inflight_edge.preprocess import Preprocess
 __all__ = ["Inspection", "check_accuracy", "inspect", "read_inspection", "suspicious"]
 
 FORMAT = "inflight-edge-inspection"
+MIN_CLASSES = 4  # of fewer norms, one can hardly be an outlier: of two, never
 THRESHOLD, LOG_THRESHOLD, SMALL_MASK = 2.0, 3.5, 0.6
 
 

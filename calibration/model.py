@@ -65,12 +65,15 @@ def load_program(path: str | Path) -> torch.export.ExportedProgram:
     """Read a .pt2 file.  Raises ModelError when it is no torch.export program."""
     path = Path(path)
     if not path.is_file():
-        raise ModelError(f"{path}: no such file; expected a torch.export program (.pt2)")
+        raise ModelError(
+            f"{path}: {'a folder' if path.is_dir() else 'no such file'}; expected a torch.export program (.pt2)"
+        )
     if not zipfile.is_zipfile(path):
         raise ModelError(f"{path}: not a torch.export program, which is a zip archive; {REMEDY}")
-    logger = logging.getLogger("torch.export")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)  # it prints a traceback beside the error it raises
+    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)  # they print a traceback beside the error that is raised
     try:
         with _no_code_from_pickles():
             return torch.export.load(path)
@@ -79,7 +82,8 @@ def load_program(path: str | Path) -> torch.export.ExportedProgram:
         first_line = f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
         raise ModelError(f"{path}: not a readable torch.export program ({first_line[:200]}); {REMEDY}") from error
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager

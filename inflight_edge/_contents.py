@@ -20,6 +20,9 @@ __all__ = ["DECISIONS", "Bundle", "SelfTest", "dump_json"]
 DECISIONS = (Decision.ACCEPT, Decision.TRIGGER, Decision.UNGUARDED, Decision.INVALID)
 
 
+MAX_FRAMES = 1024
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SelfTest:
     """n >= 1 frames and what the workstation made of them, for any device to compare itself with.
@@ -46,6 +49,8 @@ class SelfTest:
             raise BundleError(
                 f"self-test: frames: expected at least one frame and pixel, got shape {self.frames.shape}"
             )
+        if n_frames > MAX_FRAMES:
+            raise BundleError(f"self-test: frames: expected at most {MAX_FRAMES}, got {n_frames}; calibrate again")
         arrays = {"logits": self.logits, "features": self.features}
         arrays |= {f"log_likelihoods.{i}": array for i, array in enumerate(self.log_likelihoods)}
         for name, array in arrays.items():

@@ -134,7 +134,7 @@ def _decode(read: Callable[[str, int], bytes], path: Path) -> Bundle:
     version = expect_integer(manifest.get("format_version"), f"{where}: format_version")
     if version != FORMAT_VERSION:
         raise BundleError(
-            f"{where}: expected format_version {FORMAT_VERSION}, got {version}; update inflight-edge or calibrate again"
+            f"{where}: expected format_version {FORMAT_VERSION}, got {str(version)[:20]}; update inflight-edge or calibrate again"
         )
     expect_object(manifest, _KEYS, where)
     entries = expect_object(manifest["files"], _PAYLOAD, f"{where}: files")

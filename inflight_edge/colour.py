@@ -15,6 +15,9 @@ __all__ = ["COLOURS", "Colour", "check_frame", "nv12_matrix", "to_rgb"]
 Colour = Literal["rgb", "bgr", "nv12-bt601", "nv12-bt601-full", "nv12-bt709", "nv12-bt709-full"]
 COLOURS: tuple[Colour, ...] = get_args(Colour)
 
+# No camera's frame has more values; what has would only exhaust the memory.
+MAX_FRAME = 1 << 28
+
 # Weights of red and blue in luma: BT.601-7 and BT.709-6, section 3.
 _LUMA_WEIGHTS = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722)}
 
@@ -27,6 +30,8 @@ def check_frame(frame: object, colour: Colour) -> NDArray[np.uint8]:
     """
     if colour not in COLOURS:
         raise OptionError(f"colour: expected one of {', '.join(COLOURS)}, got {colour!r}")
+    if isinstance(frame, np.ndarray):
+        frame = np.asarray(frame)  # sub-classes such as numpy.matrix index in other ways
     if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8:
         kind = frame.dtype if isinstance(frame, np.ndarray) else type(frame).__name__
         raise DataError(f"frame: expected a uint8 array, got {kind}; convert it to 8-bit pixels 0..255")
@@ -35,6 +40,8 @@ def check_frame(frame: object, colour: Colour) -> NDArray[np.uint8]:
             raise DataError(f"frame: expected NV12 of shape (H * 3 / 2, W), H and W even, got {frame.shape}")
     elif frame.ndim not in (2, 3) or 0 in frame.shape:
         raise DataError(f"frame: expected shape (H, W) or (H, W, channels), got {frame.shape}")
+    if frame.size > MAX_FRAME:
+        raise DataError(f"frame: expected at most {MAX_FRAME} values, got shape {frame.shape}; shrink it before")
     return frame
 
 

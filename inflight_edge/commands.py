@@ -13,7 +13,7 @@ from inflight_edge.bench import bench as bench_detector
 from inflight_edge.cli import table
 from inflight_edge.detector import Detector
 from inflight_edge.doctor import examine
-from inflight_edge.errors import DataError
+from inflight_edge.errors import BundleError, DataError
 from inflight_edge.images import iter_images
 from inflight_edge.verdict import Decision, Verdict
 from inflight_edge.verify import verify as verify_bundle
@@ -50,6 +50,8 @@ def score(options: argparse.Namespace) -> int:
 
 def verify(options: argparse.Namespace) -> int:
     """Print every check of a bundle; exit code 1 when one failed."""
+    if not options.bundle.is_dir():
+        raise BundleError(f"{options.bundle}: expected a bundle folder, got none; name the folder that calibrate wrote")
     checks = verify_bundle(options.bundle)
     if options.json:
         print(json.dumps([asdict(check) for check in checks], indent=1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -64,7 +64,7 @@ class Detector:
         """Verdict on one frame: (H, W) or (H, W, channels) uint8, see Preprocess.  INVALID instead of an exception."""
         return self.run([frame])[0]
 
-    def run(self, frames: Sequence[NDArray[np.uint8]], *, batch_size: int = 64) -> list[Verdict]:
+    def run(self, frames: Iterable[NDArray[np.uint8]], *, batch_size: int = 64) -> list[Verdict]:
         """Verdicts on frames, which may differ in size; the engine gets up to ``batch_size`` of them at a time.
 
         A frame that cannot be preprocessed is INVALID alone; an engine failure makes its whole batch INVALID.
@@ -72,6 +72,7 @@ class Detector:
         """
         if batch_size < 1:
             raise OptionError(f"batch size: expected at least 1, got {batch_size}")
+        frames = list(frames)
         verdicts: list[Verdict] = []
         for start in range(0, len(frames), batch_size):
             verdicts += self._run_batch(frames[start : start + batch_size])
@@ -88,16 +89,17 @@ class Detector:
                     if array.ndim != 2 or array.shape[0] != len(inputs):
                         raise EngineError(f"{name}: expected {len(inputs)} rows, got shape {array.shape}")
                 verdicts |= {i: self.score(features[row], logits[row]) for row, i in enumerate(inputs)}
-            except InflightError as error:
-                verdicts |= dict.fromkeys(inputs, _invalid(f"engine {self.engine.name}: {error}"))
+            except Exception as error:  # noqa: BLE001 - whatever an engine raises, no frame of its batch may pass
+                reason = f"engine {getattr(self.engine, 'name', '')}: {_text(error)}"
+                verdicts |= dict.fromkeys(inputs, _invalid(reason))
         return [verdicts[i] for i in range(len(frames))]
 
     def _prepare(self, frame: NDArray[np.uint8]) -> FloatArray | Verdict:
         """Network input of a frame, or the INVALID verdict when it has none."""
         try:
             return self.bundle.preprocess(frame)
-        except InflightError as error:
-            return _invalid(str(error))
+        except (InflightError, MemoryError) as error:
+            return _invalid(_text(error))
 
     def score(self, features: FloatArray, logits: FloatArray) -> Verdict:
         """Verdict from what an engine returned.  features: (D,) float32.  logits: (C,) float32.
@@ -154,6 +156,12 @@ def _problem(name: str, array: object, length: int) -> str:
     if not finite.all():
         return f"{name}: expected finite numbers, got {int(np.count_nonzero(~finite))} NaN or infinite of {length}"
     return ""
+
+
+def _text(error: Exception) -> str:
+    """An error's message, behind its type where it is none of this package's."""
+    text = " ".join(str(error).split())[:300]
+    return text if isinstance(error, InflightError) else f"{type(error).__name__}: {text}"
 
 
 def _invalid(reason: str, predicted: int | None = None) -> Verdict:

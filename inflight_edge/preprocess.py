@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,6 +23,8 @@ __all__ = ["Preprocess", "resize_bilinear"]
 # ITU-R BT.601 luma, what Pillow's convert("L") uses as well.
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
+# No classifier's input is larger; what is would only exhaust the memory.
+MAX_INPUT = 1 << 26
 # Constants outside are no preprocessing, and would overflow in float32.
 _LEAST, _MOST = 1e-37, 1e37
 
@@ -47,12 +50,16 @@ class Preprocess:
             raise OptionError(
                 f"input shape: expected (channels, height, width), each at least 1, got {self.input_shape}"
             )
+        if math.prod(self.input_shape) > MAX_INPUT:
+            raise OptionError(f"input shape: expected at most {MAX_INPUT} numbers in all, got {self.input_shape}")
         if not _LEAST <= self.scale <= _MOST:
             raise OptionError(f"scale: expected a number > 0 such as 1/255, got {self.scale}")
         channels = self.input_shape[0]
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, channels):
-                raise OptionError(f"{name}: expected 1 or {channels} numbers (one per channel), got {len(values)}")
+                raise OptionError(
+                    f"{name}: expected one number, or one for each of {channels} channels, got {len(values)}"
+                )
             if not all(abs(value) <= _MOST for value in values):
                 raise OptionError(f"{name}: expected finite numbers, got {values}")
         if not all(value >= _LEAST for value in self.std):

@@ -75,7 +75,8 @@ def _check_engine(bundle: Bundle, engine: Engine) -> Iterator[Check]:
     """Logits and features of the self-test's frames."""
     test = bundle.self_test
     try:
-        logits, features = engine.run(np.stack([bundle.preprocess(frame) for frame in test.frames]))
+        outputs = [engine.run(bundle.preprocess(frame)[None]) for frame in test.frames]
+        logits, features = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
     except InflightError as error:
         yield Check(f"engine {engine.name}", False, str(error))
         return

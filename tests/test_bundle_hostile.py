@@ -193,7 +193,10 @@ BAD_MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "zero shape": (change("preprocess", "input_shape", to=[1, 0, 2]), "preprocess: input shape: expected"),
     "float shape": (change("preprocess", "input_shape", 0, to=1.5), "input_shape: expected an integer, got float 1.5"),
     "std": (change("preprocess", "std", to=[0]), r"bundle.json: preprocess: std: expected numbers > 0, got \(0.0,\)"),
-    "mean": (change("preprocess", "mean", to=[0, 0]), "bundle.json: preprocess: mean: expected 1 or 1 numbers"),
+    "mean": (
+        change("preprocess", "mean", to=[0, 0]),
+        "bundle.json: preprocess: mean: expected one number, or one for each of 1 channels",
+    ),
     "scale": (change("preprocess", "scale", to=10**400), "scale: expected a number that fits a float, got a larger"),
     "scale text": (change("preprocess", "scale", to="1"), "scale: expected a number, got str '1'"),
     "metrics": (change("metrics", to=[]), "metrics: expected an object, got list"),

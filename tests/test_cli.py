@@ -137,7 +137,7 @@ def test_inspect_as_json_and_with_progress(files: Files, capsys: pytest.CaptureF
     assert run("inspect", files.model, "--data", files.data, "--steps", 2, *NORMALISATION, "--quiet", *target) == 0
     assert "suspected target: 3, 1 " in output(capsys)
     assert run("inspect", files.model, "--data", files.data, "--steps", 2, *NORMALISATION, "--quiet") == 0
-    assert "no backdoor found" in output(capsys)
+    assert "no patch backdoor found" in output(capsys)
 
 
 def test_calibrate_as_json_with_two_targets_over_an_old_bundle(
@@ -297,7 +297,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "negative scale": (f"{MODEL} --scale -1", "scale: expected a number > 0 such as 1/255, got -1.0"),
     "scale not a number": (f"{MODEL} --scale nan", "scale: expected a number > 0 such as 1/255, got nan"),
     "scale of floats": (f"{MODEL} --scale 1", "check --scale, --mean, --std (now scale 1, mean (0.5,), std (0.5,))"),
-    "three means": (f"{MODEL} --mean .1,.2,.3", "mean: expected 1 or 1 numbers (one per channel), got 3"),
+    "three means": (f"{MODEL} --mean .1,.2,.3", "mean: expected one number, or one for each of 1 channels, got 3"),
     "infinite mean": (f"{MODEL} --mean inf", "mean: expected finite numbers, got (inf,)"),
     "no std": (f"{MODEL} --std 0", "std: expected numbers > 0, got (0.0,)"),
     "no steps": (f"{MODEL} --steps 0", "steps, batch, patience: expected at least 1, got"),
@@ -313,7 +313,7 @@ WRONG: dict[str, tuple[str, str]] = {
         f"{GUARD} --out {{tiny}}",
         "exists already; name another folder with --out or replace it with --force",
     ),
-    "folder there": (f"{GUARD} --force --out {{root}}", "expected a bundle folder to overwrite, got one with"),
+    "folder there": (f"{GUARD} --force --out {{root}}", "--force replaces bundles only, and this is none"),
     "no pattern": (
         f"{GUARD} --pattern nope",
         "nope: no such file; expected the patterns.safetensors that `inflight-edge",
@@ -366,10 +366,10 @@ def test_no_suspect_is_an_error_that_names_the_option(files: Files, capsys: pyte
     command = ("calibrate", files.model, "--data", files.data, *NORMALISATION, "--steps", 2, "--quiet")
     assert run(*command) == 2
     captured = capsys.readouterr()
-    assert "no backdoor found" in captured.out
+    assert "no patch backdoor found" in captured.out
     assert captured.err == (
         "inflight-edge: error: no class looks like a backdoor's target, so there is nothing to guard; "
-        "name one with --target to guard it anyway\n"
+        "name one with --target to guard it anyway (the smallest mask is that of class 0)\n"
     )
     assert not Path("bundle").exists()
 
@@ -486,13 +486,13 @@ def test_as_a_program(kind: str) -> None:
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.count("\n") == 1
     result = run_program(program, "verify", "nope")
-    assert result.returncode == 1
-    assert "nope: expected a bundle folder" in result.stdout
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "nope: expected a bundle folder" in result.stderr
 
 
 def test_a_reader_that_goes_away_ends_it_quietly() -> None:
     program = subprocess.Popen(
-        [sys.executable, "-m", "inflight_edge", "verify", "nope"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "inflight_edge", "doctor"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert program.stdout is not None
     program.stdout.close()

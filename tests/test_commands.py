@@ -169,18 +169,18 @@ def test_verify_fails_on_a_bundle_that_computes_something_else(
     assert sum(not record["passed"] for record in json.loads(capsys.readouterr().out)) == failed
 
 
-@pytest.mark.parametrize("harm", ["missing", "file", "forged"])
-def test_verify_fails_on_what_is_no_bundle(
-    bundle: Path, tmp_path: Path, harm: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = bundle
-    if harm == "missing":
-        path = tmp_path / "nope"
-    elif harm == "file":
-        path = tmp_path / "file"
+@pytest.mark.parametrize("harm", ["missing", "file"])
+def test_verify_refuses_what_is_no_folder(tmp_path: Path, harm: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / harm
+    if harm == "file":
         path.write_text("x")
-    else:
-        forge(bundle, lambda manifest: manifest.update(format_version=99))
+    assert run("verify", path) == 2
+    assert capsys.readouterr().err.startswith(f"inflight-edge: error: {path}: expected a bundle folder, got none; name")
+
+
+def test_verify_fails_on_a_forged_bundle(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = bundle
+    forge(bundle, lambda manifest: manifest.update(format_version=99))
     assert run("verify", path) == 1
     captured = capsys.readouterr()
     assert [line.split()[:2] for line in captured.out.splitlines()[2:]] == [["bundle", "FAIL"]]

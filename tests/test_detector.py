@@ -163,10 +163,32 @@ def test_non_finite_features_are_never_accepted_guarded_or_not(factor: float) ->
     assert all("features: expected finite numbers, got" in v.reason for v in verdicts)
 
 
-def test_errors_of_the_programmer_are_not_swallowed() -> None:
+def test_whatever_an_engine_raises_no_frame_passes() -> None:
     detector = Detector(tiny_bundle(), engine=StubEngine(error=ZeroDivisionError("bug")))
-    with pytest.raises(ZeroDivisionError, match="bug"):
-        detector(CLEAN_WEST)
+    verdict = detector(CLEAN_WEST)
+    assert verdict.decision is Decision.INVALID
+    assert verdict.reason.endswith("ZeroDivisionError: bug")
+
+
+@pytest.mark.parametrize(
+    ("frame", "reason"),
+    [
+        (np.broadcast_to(np.uint8(0), (10**6, 10**6)), "expected at most 268435456 values"),
+        (np.broadcast_to(np.uint8(0), (8, 8, 10**12)), "expected at most 268435456 values"),
+        (np.zeros((4, 4, 5), np.uint8), "channels"),
+    ],
+)
+def test_frames_that_would_exhaust_the_memory(detector: Detector, frame: np.ndarray, reason: str) -> None:
+    verdict = detector(frame)
+    assert verdict.decision is Decision.INVALID
+    assert reason in verdict.reason
+
+
+def test_sub_classes_of_arrays_and_iterators_of_frames(detector: Detector) -> None:
+    with pytest.warns(PendingDeprecationWarning, match="matrix"):
+        matrix = np.asmatrix(CLEAN_WEST.reshape(CLEAN_WEST.shape[:2]))
+    plain, other = detector.run(iter([CLEAN_WEST, matrix]))
+    assert plain == other
 
 
 def test_scorer_that_fails_is_never_accepted(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:

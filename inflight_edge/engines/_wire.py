@@ -44,14 +44,16 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
     """Field number, wire type and value of each field of a message."""
     position = 0
     while position < len(message):
-        key, position = _varint(message, position)
+        key, position = _varint(message, position, bits=32)
         number, wire = key >> 3, key & 7
+        if number == 0:
+            raise _damaged()
         if wire == _VARINT:
-            value, position = _varint(message, position)
+            value, position = _varint(message, position, bits=64)
             yield number, wire, value
             continue
         if wire == _BYTES:
-            length, position = _varint(message, position)
+            length, position = _varint(message, position, bits=31)
         elif wire in (_FIXED64, _FIXED32):
             length = 8 if wire == _FIXED64 else 4
         else:
@@ -62,15 +64,18 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
         position += length
 
 
-def _varint(message: memoryview, position: int) -> tuple[int, int]:
+def _varint(message: memoryview, position: int, *, bits: int) -> tuple[int, int]:
+    """A number of at most so many bits: readers that cut a longer one would see another number than this one does."""
     value = 0
-    for shift in range(0, 70, 7):
+    for shift in range(0, bits + 6, 7):
         if position >= len(message):
             raise _damaged()
         byte = message[position]
         position += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
+            if value >> bits:
+                break
             return value, position
     raise _damaged()
 

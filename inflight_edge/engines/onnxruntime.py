@@ -13,6 +13,7 @@ from inflight_edge.errors import EngineError, OptionError
 
 __all__ = ["OnnxRuntimeEngine"]
 
+MAX_THREADS = 1024
 _OUTPUTS = ("logits", "features")
 _FATAL = 4  # the other severities would be printed to the terminal; errors are raised anyway
 
@@ -34,6 +35,8 @@ class OnnxRuntimeEngine:
     def __init__(self, model: bytes, *, threads: int | None = None) -> None:
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
             raise OptionError(f"threads: expected an integer of at least 1 or None, got {threads!r}")
+        if threads is not None and threads > MAX_THREADS:
+            raise OptionError(f"threads: expected at most {MAX_THREADS}, got {threads}")
         runtime = require("onnxruntime", "pip install 'inflight-edge[onnxruntime]'")
         self._errors = _error_types(require("onnxruntime.capi.onnxruntime_pybind11_state", "reinstall onnxruntime"))
         refuse_external_data(model)

@@ -229,7 +229,10 @@ HEADERS: dict[str, tuple[str | dict[str, Any], str]] = {
     "scale": ({"scale": 0}, r"not a readable inspection \(scale: expected a number > 0"),
     "text as scale": ({"scale": "1/255"}, "not a readable inspection"),
     "std": ({"std": [0.0]}, r"not a readable inspection \(std: expected numbers > 0"),
-    "mean": ({"mean": [0.1, 0.2]}, r"not a readable inspection \(mean: expected 1 or 1 numbers"),
+    "mean": (
+        {"mean": [0.1, 0.2]},
+        r"not a readable inspection \(mean: expected one number, or one for each of 1 channels",
+    ),
     "accuracy": ({"accuracy": "high"}, "not a readable inspection"),
 }
 

@@ -62,3 +62,25 @@ def test_truncation_is_damage() -> None:
             refuse_external_data(model[:end])
         except EngineError as error:
             assert "damaged" in str(error)
+
+
+def varint(value: int, length: int) -> bytes:
+    """A varint of so many bytes, longer than it need be."""
+    return bytes([(value >> 7 * i) & 0x7F | (0x80 if i < length - 1 else 0) for i in range(length)])
+
+
+@pytest.mark.parametrize("field", [13, 14])
+@pytest.mark.parametrize("high", [1 << 29, 1 << 32, 1 << 61])
+def test_tags_that_other_readers_cut_to_32_bits_are_damage(field: int, high: int) -> None:
+    """Read with all its bits such a tag is another field; cut to 32 bits it is the one that names a file."""
+    tag = varint(((high | field) << 3) | 0, 10)
+    tensor = tag + b"\x01"
+    graph = b"\x2a" + bytes([len(tensor)]) + tensor
+    with pytest.raises(EngineError, match="damaged"):
+        refuse_external_data(b"\x3a" + bytes([len(graph)]) + graph)
+
+
+def test_overlong_lengths_and_field_zero_are_damage() -> None:
+    for message in (b"\x3a" + varint(1 << 40, 6), b"\x02\x00", b"\x3a" + b"\xff" * 11):
+        with pytest.raises(EngineError, match="damaged"):
+            refuse_external_data(message)
