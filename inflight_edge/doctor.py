@@ -48,6 +48,18 @@ _LIBRARIES = (
         "scoring in microseconds",
         "install gcc and Python's headers (apt install build-essential python3-dev), then install inflight-edge again",
     ),
+    (
+        "C preprocessing",
+        "inflight_edge._preprocess",
+        "preprocessing in one pass",
+        "install gcc and Python's headers, then install inflight-edge again",
+    ),
+    (
+        "CUDA scorer",
+        "inflight_edge.scoring._cuda",
+        "scoring on an NVIDIA GPU",
+        "install inflight-edge again where nvcc is on the PATH",
+    ),
     ("safetensors", "safetensors", "reading and writing bundles", "pip install safetensors"),
     ("ONNX Runtime", "onnxruntime", "the classifier on the CPU", "pip install 'inflight-edge[onnxruntime]'"),
     ("Pillow", "PIL.Image", "reading image files", "pip install 'inflight-edge[camera]'"),

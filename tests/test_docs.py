@@ -166,7 +166,8 @@ def source_files(*folders: str) -> set[str]:
         path.relative_to(ROOT).as_posix()
         for folder in folders
         for path in (ROOT / folder).rglob("*")
-        if (path.suffix in suffixes or path.name == "py.typed") and path.name not in ("_cpu.c", "_cuda.c")
+        if (path.suffix in suffixes or path.name == "py.typed")
+        and path.name not in ("_cpu.c", "_cuda.c", "_preprocess.c")
     }
 
 

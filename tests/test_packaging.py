@@ -23,7 +23,7 @@ pytestmark = pytest.mark.packaging
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("setup.py", "MANIFEST.in", "pyproject.toml", "README.md", "LICENSE")
-FOLDERS = ("inflight_edge", "calibration", "csrc", "tests", "benchmarks")
+FOLDERS = ("inflight_edge", "calibration", "csrc", "examples", "tests", "benchmarks")
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
 
 
@@ -50,7 +50,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     tree = folder / "tree"
     for name in FOLDERS:
         shutil.copytree(
-            ROOT / name, tree / name, ignore=shutil.ignore_patterns("*.so", "_cpu.c", "_cuda.c", "__pycache__")
+            ROOT / name,
+            tree / name,
+            ignore=shutil.ignore_patterns("*.so", "_cpu.c", "_cuda.c", "_preprocess.c", "build", "__pycache__"),
         )
     for name in SOURCES:
         shutil.copy(ROOT / name, tree)
@@ -91,13 +93,19 @@ def test_wheel_holds_the_package_and_nothing_else(built: Built) -> None:
     assert {name.partition("/")[0] for name in code} == {"inflight_edge"}
     extensions = [name for name in code if name.endswith(".so")]
     with_nvcc = shutil.which("nvcc") is not None
-    assert {Path(name).name.partition(".")[0] for name in extensions} == ({"_cpu", "_cuda"} if with_nvcc else {"_cpu"})
+    assert {Path(name).name.partition(".")[0] for name in extensions} == (
+        {"_cpu", "_preprocess", "_cuda"} if with_nvcc else {"_cpu", "_preprocess"}
+    )
     sources = {
         f"{package}/{path.relative_to(ROOT / folder).as_posix()}"
         for package, folder in (("inflight_edge", "inflight_edge"), ("inflight_edge/calibration", "calibration"))
         for path in (ROOT / folder).rglob("*.py")
     }
-    typing = {"inflight_edge/py.typed", *(f"inflight_edge/scoring/{name}.pyi" for name in ("_cpu", "_cuda"))}
+    typing = {
+        "inflight_edge/py.typed",
+        "inflight_edge/_preprocess.pyi",
+        *(f"inflight_edge/scoring/{name}.pyi" for name in ("_cpu", "_cuda")),
+    }
     kernels = {f"inflight_edge/scoring/kernels/score_{kind}_sm_87.cubin" for kind in ("diagonal", "shared", "full")}
     kernels.add("inflight_edge/scoring/kernels/kernels.json")
     assert code == sources | typing | kernels | set(extensions)
@@ -114,8 +122,10 @@ def test_wheel_from_tree_equals_wheel_from_sdist(built: Built) -> None:
 def test_sdist_holds_the_sources_of_the_extension(built: Built) -> None:
     with tarfile.open(built.sdist) as archive:
         found = {name.partition("/")[2] for name in archive.getnames()}
-    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").iterdir() if path.suffix != ".o"}
+    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").iterdir() if path.is_file()}
     sources |= {
+        "examples/score.c",
+        "inflight_edge/_preprocess.pyx",
         "inflight_edge/scoring/_cpu.pyx",
         "inflight_edge/scoring/_cuda.pyx",
         "setup.py",

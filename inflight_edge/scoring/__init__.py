@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Literal, Protocol, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from inflight_edge._optional import require
 from inflight_edge.errors import DependencyError, OptionError, ScoreError
