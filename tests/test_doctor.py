@@ -28,6 +28,8 @@ def test_this_machine() -> None:
         "Python",
         "NumPy",
         "C scorer",
+        "C preprocessing",
+        "CUDA scorer",
         "safetensors",
         "ONNX Runtime",
         "Pillow",
