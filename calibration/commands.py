@@ -17,7 +17,7 @@ from inflight_edge.calibration.calibrate import calibrate as make_bundle
 from inflight_edge.calibration.datasets import ImageSet, load_images
 from inflight_edge.calibration.demo import run_demo
 from inflight_edge.calibration.evaluate import evaluate as measure_detector
-from inflight_edge.calibration.inspection import MIN_CLASSES, Inspection, read_inspection
+from inflight_edge.calibration.inspection import Inspection, read_inspection
 from inflight_edge.calibration.inspection import inspect as run_inspection
 from inflight_edge.calibration.model import Classifier, classifier_from_program, input_channels, load_program
 from inflight_edge.calibration.reversal.neural_cleanse import Settings
@@ -239,5 +239,3 @@ def _print_inspection(inspection: Inspection) -> None:
         first = min(inspection.estimates, key=lambda estimate: estimate.norm)
         print(f"no class stands out: no patch backdoor found {accuracy}")
         print(f"the smallest mask is that of {inspection.name(first.target)}: --target guards a class all the same")
-        if len(inspection.estimates) < MIN_CLASSES:
-            print(f"with fewer than {MIN_CLASSES} classes nothing can stand out: compare the masks yourself")
