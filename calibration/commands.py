@@ -31,8 +31,7 @@ __all__ = ["calibrate", "demo", "evaluate", "inspect"]
 
 def inspect(options: argparse.Namespace) -> int:
     """Inspect a classifier, print the ranked table, save the patterns."""
-    if options.out.exists() and not options.out.is_dir():
-        raise OptionError(f"--out: expected a folder, {options.out} is a file; name another one")
+    _check_folder("--out", options.out)
     classifier, data = _model_and_data(options, options.feature_layer)
     inspection = _inspect(options, classifier, data)
     path = inspection.save(options.out)
@@ -114,6 +113,7 @@ def demo(options: argparse.Namespace) -> int:
     """Run the demo, print its figures and optionally write them as JSON."""
     if options.json is not None:
         _check_parent("--json", options.json)
+    _check_folder("--out", options.out)
     figures = run_demo(options.out, seed=options.seed, progress=not options.quiet)
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
@@ -152,6 +152,15 @@ def _check_parent(option: str, path: Path) -> None:
         raise OptionError(
             f"{option}: {path.absolute().parent} is no folder that can be written to; make it or name another"
         )
+
+
+def _check_folder(option: str, path: Path) -> None:
+    """Refuse an output folder that cannot be made or written to, before the long work and not after it."""
+    existing = path.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise OptionError(f"{option}: expected a folder, {existing} is a file or not writable; name another one")
 
 
 def print_figures(figures: Mapping[str, Any]) -> None:

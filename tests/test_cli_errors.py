@@ -109,7 +109,10 @@ WRONG: dict[str, tuple[str, str]] = {
     "superscript as target": (f"{MODEL} --target ²", "or one of 0, 1, 2, 3, 4, 5, 6; got '²'"),
     "scale beyond float32": (f"{MODEL} --scale 1e308", "scale: expected a number > 0 such as 1/255, got 1e+308"),
     "unknown layer": (f"{MODEL} --feature-layer hiden", "no layer 'hiden' before the logits; nearest: hidden"),
-    "file as folder": (f"{MODEL} --steps 1 --quiet --out {{text}}", "notes.txt is a file; name another one"),
+    "file as folder": (
+        f"{MODEL} --steps 1 --quiet --out {{text}}",
+        "notes.txt is a file or not writable; name another one",
+    ),
     "bundle there": (
         f"{GUARD} --out {{tiny}}",
         "exists already; name another folder with --out or replace it with --force",
@@ -148,7 +151,7 @@ WRONG: dict[str, tuple[str, str]] = {
         "evaluate {tiny} --clean {clean}",
         "label 6 found, but the model has 4 classes (0 to 3)",
     ),
-    "demo into a file": ("demo --quiet --out {text}", "notes.txt: File exists"),
+    "demo into a file": ("demo --quiet --out {text}", "notes.txt is a file or not writable; name another one"),
 }
 
 
@@ -203,6 +206,18 @@ def _no_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("make_bundle", "run_inspection", "run_demo"):
         monkeypatch.setattr(commands, name, work)
+
+
+@pytest.mark.usefixtures("_no_long_work")
+@pytest.mark.parametrize(
+    "command", ["inspect {model} --data {data} --mean 0.5 --std 0.5 --quiet --out", "demo --quiet --out"]
+)
+def test_folder_below_a_file_is_refused_before_the_long_work(
+    command: str, files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = command.format(**{name: str(value) for name, value in vars(files).items()}).split()
+    assert run(*words, files.text / "made") == 2
+    assert one_line(capsys).endswith(f"{files.text} is a file or not writable; name another one\n")
 
 
 UNWRITABLE = {
