@@ -17,7 +17,7 @@ from inflight_edge.calibration.calibrate import calibrate as make_bundle
 from inflight_edge.calibration.datasets import ImageSet, load_images
 from inflight_edge.calibration.demo import run_demo
 from inflight_edge.calibration.evaluate import evaluate as measure_detector
-from inflight_edge.calibration.inspection import MIN_CLASSES, Inspection, read_inspection
+from inflight_edge.calibration.inspection import Inspection, read_inspection
 from inflight_edge.calibration.inspection import inspect as run_inspection
 from inflight_edge.calibration.model import Classifier, classifier_from_program, input_channels, load_program
 from inflight_edge.calibration.reversal.neural_cleanse import Settings
@@ -31,8 +31,7 @@ __all__ = ["calibrate", "demo", "evaluate", "inspect"]
 
 def inspect(options: argparse.Namespace) -> int:
     """Inspect a classifier, print the ranked table, save the patterns."""
-    if options.out.exists() and not options.out.is_dir():
-        raise OptionError(f"--out: expected a folder, {options.out} is a file; name another one")
+    _check_folder("--out", options.out)
     classifier, data = _model_and_data(options, options.feature_layer)
     inspection = _inspect(options, classifier, data)
     path = inspection.save(options.out)
@@ -114,6 +113,7 @@ def demo(options: argparse.Namespace) -> int:
     """Run the demo, print its figures and optionally write them as JSON."""
     if options.json is not None:
         _check_parent("--json", options.json)
+    _check_folder("--out", options.out)
     figures = run_demo(options.out, seed=options.seed, progress=not options.quiet)
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
@@ -152,6 +152,15 @@ def _check_parent(option: str, path: Path) -> None:
         raise OptionError(
             f"{option}: {path.absolute().parent} is no folder that can be written to; make it or name another"
         )
+
+
+def _check_folder(option: str, path: Path) -> None:
+    """Refuse an output folder that cannot be made or written to, before the long work and not after it."""
+    existing = path.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise OptionError(f"{option}: expected a folder, {existing} is a file or not writable; name another one")
 
 
 def print_figures(figures: Mapping[str, Any]) -> None:
@@ -239,5 +248,3 @@ def _print_inspection(inspection: Inspection) -> None:
         first = min(inspection.estimates, key=lambda estimate: estimate.norm)
         print(f"no class stands out: no patch backdoor found {accuracy}")
         print(f"the smallest mask is that of {inspection.name(first.target)}: --target guards a class all the same")
-        if len(inspection.estimates) < MIN_CLASSES:
-            print(f"with fewer than {MIN_CLASSES} classes nothing can stand out: compare the masks yourself")

@@ -1,4 +1,4 @@
-"""The command line: every command on a real classifier, and one line for everything that a user could mistype."""
+"""The command line: every command on a real classifier; what a user could mistype is in test_cli_errors.py."""
 
 from __future__ import annotations
 
@@ -12,69 +12,19 @@ import numpy as np
 import poisoned
 import pytest
 from bundles import written
-from PIL import Image
+from command_lines import NAMES, NORMALISATION, Files, output, run, write_folder
 from poisoned import SETTINGS, TARGET
 
 from inflight_edge import __version__, cli, read_bundle
 from inflight_edge import commands as device
 from inflight_edge.calibration import commands
-from inflight_edge.calibration.datasets import ImageSet
 from inflight_edge.cli import class_index, main, number, numbers, table
 from inflight_edge.errors import DataError, OptionError
-
-NAMES = ("zero", "one", "two", "three", "four", "five", "six")
-
-
-def run(*arguments: object) -> int:
-    return main([str(argument) for argument in arguments])
-
-
-def write_folder(path: Path, data: ImageSet, n_each: int) -> Path:
-    """PNG files under a folder per class; the names' alphabetical order is not that of the digits."""
-    for i, image in enumerate(np.asarray(data.images)):
-        folder = path / NAMES[data.labels[i]]
-        folder.mkdir(parents=True, exist_ok=True)
-        if len(list(folder.iterdir())) < n_each:
-            Image.fromarray(image[..., 0]).save(folder / f"{i:04}.png")
-    return path
-
-
-class Files:
-    """What a user has on disk, made once: the poisoned classifier, its data, an inspection and a bundle."""
-
-    def __init__(self, root: Path) -> None:
-        victim = poisoned.poisoned()
-        self.root = root
-        self.model = poisoned.write_program(root / "model.pt2")
-        self.data = poisoned.write_npz(root / "defence.npz", victim.defence)
-        self.clean = poisoned.write_npz(root / "clean.npz", victim.test)
-        self.triggered = poisoned.write_npz(root / "triggered.npz", victim.triggered)
-        self.pattern = poisoned.inspected().save(root / "inspection")
-        self.tiny = written(root / "tiny")
-        self.frames = root / "frames.npz"
-        np.savez(self.frames, images=np.zeros((2, 2, 2), np.uint8))
-        self.text = root / "notes.txt"
-        self.text.write_text("not what you want\n")
-
-
-@pytest.fixture(scope="session")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    return Files(tmp_path_factory.mktemp("user"))
 
 
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def output(capsys: pytest.CaptureFixture[str]) -> str:
-    """Standard output; nothing may be on standard error."""
-    captured = capsys.readouterr()
-    assert captured.err == ""
-    return captured.out
-
-
-NORMALISATION = ("--mean", "0.5", "--std", "0.5")
 
 
 # --- the whole path
@@ -225,170 +175,6 @@ def test_demo_prints_and_writes_its_figures(
     assert "made/bundle" in text
 
 
-# --- what a user could mistype
-
-
-def one_line(capsys: pytest.CaptureFixture[str]) -> str:
-    captured = capsys.readouterr()
-    assert captured.err.startswith("inflight-edge")
-    assert captured.err.count("\n") == 1
-    assert captured.err.endswith("\n")
-    assert "Traceback" not in captured.err
-    return captured.err
-
-
-USAGE: dict[str, tuple[tuple[str, ...], str]] = {
-    "nothing": ((), "inflight-edge: error: the following arguments are required: COMMAND; see `inflight-edge --help`"),
-    "command": (("inspct",), "invalid choice: 'inspct' (choose from "),
-    "option": (("doctor", "--jsn"), "unrecognized arguments: --jsn; see `inflight-edge --help`"),
-    "no model": (("inspect",), "required: MODEL, --data; see `inflight-edge inspect --help`"),
-    "no data": (("calibrate", "m.pt2"), "required: --data; see `inflight-edge calibrate --help`"),
-    "no image": (("score", "bundle"), "required: IMAGE; see `inflight-edge score --help`"),
-    "no bundle": (("verify",), "required: BUNDLE; see `inflight-edge verify --help`"),
-    "scale": (("inspect", "m", "--data", "d", "--scale", "1/0"), "expected a number such as 0.5 or 1/255, got '1/0'"),
-    "text as scale": (("inspect", "m", "--data", "d", "--scale", "half"), "such as 0.5 or 1/255, got 'half'"),
-    "mean": (("inspect", "m", "--data", "d", "--mean", "0.5;0.5"), "such as 0.5 or 1/255, got '0.5;0.5'"),
-    "empty mean": (
-        ("inspect", "m", "--data", "d", "--mean", ""),
-        "expected one number, or one per channel separated by",
-    ),
-    "std": (("calibrate", "m", "--data", "d", "--std", "a,b"), "such as 0.5 or 1/255, got 'a'"),
-    "steps": (("inspect", "m", "--data", "d", "--steps", "many"), "invalid int value: 'many'"),
-    "seed": (("demo", "--seed", "1.5"), "expected an integer from 0 to 2147483647, got '1.5'"),
-    "threads": (("score", "b", "i", "--threads", "x"), "invalid int value: 'x'"),
-    "engine": (("score", "b", "i", "--engine", "abacus"), "invalid choice: 'abacus' (choose from "),
-    "scorer": (("evaluate", "b", "--scorer", "gpu"), "invalid choice: 'gpu' (choose from "),
-    "value": (("demo", "--out"), "argument --out: expected one argument; see `inflight-edge demo --help`"),
-}
-
-
-@pytest.mark.parametrize("case", USAGE)
-def test_wrong_usage(case: str, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments, message = USAGE[case]
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    assert stopped.value.code == 2
-    assert message in one_line(capsys)
-
-
-# {name} stands for a file of ``Files``; each case is a command line and what its error must say.
-MODEL = "inspect {model} --data {data} --mean 0.5 --std 0.5"
-GUARD = "calibrate {model} --data {data} --pattern {pattern} --quiet"
-WRONG: dict[str, tuple[str, str]] = {
-    "no model": ("inspect nope.pt2 --data {data}", "nope.pt2: no such file; expected a torch.export program (.pt2)"),
-    "folder as model": ("inspect {root} --data {data}", "expected a torch.export program (.pt2)"),
-    "text as model": (
-        "inspect {text} --data {data}",
-        "export the model with torch.export.export(model.eval(), (images,))",
-    ),
-    "data as model": ("calibrate {pattern} --data {data}", "not a torch.export program, which is a zip archive"),
-    "no data": ("inspect {model} --data nope", "nope: no such file or folder; expected an .npz or a folder"),
-    "model as data": (
-        "inspect {model} --data {model}",
-        "expected an .npz (images, labels) or a folder with one sub-folder",
-    ),
-    "text as data": (
-        "inspect {model} --data {text}",
-        "expected an .npz (images, labels) or a folder with one sub-folder",
-    ),
-    "no labels": ("inspect {model} --data {frames}", "expected the array `labels`, got images"),
-    "empty folder": ("inspect {model} --data .", "expected one sub-folder per class, found none"),
-    "zero scale": (f"{MODEL} --scale 0", "scale: expected a number > 0 such as 1/255, got 0.0"),
-    "negative scale": (f"{MODEL} --scale -1", "scale: expected a number > 0 such as 1/255, got -1.0"),
-    "scale not a number": (f"{MODEL} --scale nan", "scale: expected a number > 0 such as 1/255, got nan"),
-    "scale of floats": (f"{MODEL} --scale 1", "check --scale, --mean, --std (now scale 1, mean (0.5,), std (0.5,))"),
-    "three means": (f"{MODEL} --mean .1,.2,.3", "mean: expected one number, or one for each of 1 channels, got 3"),
-    "infinite mean": (f"{MODEL} --mean inf", "mean: expected finite numbers, got (inf,)"),
-    "no std": (f"{MODEL} --std 0", "std: expected numbers > 0, got (0.0,)"),
-    "no steps": (f"{MODEL} --steps 0", "steps, batch, patience: expected at least 1, got"),
-    "unknown target": (
-        f"{MODEL} --target 7",
-        "--target: expected a class index from 0 to 6 or one of 0, 1, 2, 3, 4, 5, 6;",
-    ),
-    "named target": (f"{MODEL} --target seven", "or one of 0, 1, 2, 3, 4, 5, 6; got 'seven'"),
-    "negative target": (f"{MODEL} --target -1", "got '-1'"),
-    "unknown layer": (f"{MODEL} --feature-layer hiden", "no layer 'hiden' before the logits; nearest: hidden"),
-    "file as folder": (f"{MODEL} --steps 1 --quiet --out {{text}}", "notes.txt is a file; name another one"),
-    "bundle there": (
-        f"{GUARD} --out {{tiny}}",
-        "exists already; name another folder with --out or replace it with --force",
-    ),
-    "folder there": (f"{GUARD} --force --out {{root}}", "--force replaces bundles only, and this is none"),
-    "no pattern": (
-        f"{GUARD} --pattern nope",
-        "nope: no such file; expected the patterns.safetensors that `inflight-edge",
-    ),
-    "model as pattern": (f"{GUARD} --pattern {{model}}", "not a readable inspection"),
-    "text as pattern": (f"{GUARD} --pattern {{text}}", "not a readable inspection"),
-    "other scale": (f"{GUARD} --scale 1", "--scale: the inspection was made with 0.0039"),
-    "other mean": (
-        f"{GUARD} --mean 0",
-        "--mean: the inspection was made with (0.5,), got (0.0,); leave it out or inspect",
-    ),
-    "other std": (
-        f"{GUARD} --std 1",
-        "--std: the inspection was made with (0.5,), got (1.0,); leave it out or inspect",
-    ),
-    "other target": (f"{GUARD} --target 12", "--target: expected a class index from 0 to 6"),
-    "other layer": (f"{GUARD} --feature-layer nope", "no layer 'nope' before the logits"),
-    "score no bundle": ("score nope {frames}", "nope: expected a bundle folder, got No such file or directory"),
-    "score a file": ("score {data} {frames}", "expected a bundle folder, got Not a directory"),
-    "score a folder": ("score . {frames}", "expected the file bundle.json, got none; copy the whole bundle again"),
-    "score no image": ("score {tiny} nope.png", "nope.png: expected an image, a folder or an .npz, got no such file"),
-    "score no images": ("score {tiny} .", "expected images (.bmp .gif"),
-    "score a text": ("score {tiny} {text}", "1 image(s) could not be judged and are invalid; the first:"),
-    "no threads": ("score {tiny} {frames} --threads 0", "threads: expected an integer of at least 1 or None, got 0"),
-    "nothing to evaluate": ("evaluate {tiny}", "nothing to measure on; name frames with --clean, --triggered or both"),
-    "evaluate no bundle": ("evaluate nope --clean {clean}", "nope: expected a bundle folder"),
-    "evaluate no data": ("evaluate {tiny} --clean nope", "nope: no such file or folder"),
-    "evaluate no labels": ("evaluate {tiny} --triggered {frames}", "expected the array `labels`"),
-    "evaluate other classes": (
-        "evaluate {tiny} --clean {clean}",
-        "label 6 found, but the model has 4 classes (0 to 3)",
-    ),
-    "demo into a file": ("demo --quiet --out {text}", "notes.txt: File exists"),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_wrong_input(case: str, files: Files, capsys: pytest.CaptureFixture[str]) -> None:
-    command, message = WRONG[case]
-    arguments = command.format(**{name: str(value) for name, value in vars(files).items()}).split()
-    assert main(arguments) == 2
-    error = one_line(capsys)
-    assert error.startswith("inflight-edge: error: ")
-    assert message in error
-    assert not Path("bundle").exists()
-    assert not Path("inspection").exists()
-
-
-def test_no_suspect_is_an_error_that_names_the_option(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ("calibrate", files.model, "--data", files.data, *NORMALISATION, "--steps", 2, "--quiet")
-    assert run(*command) == 2
-    captured = capsys.readouterr()
-    assert "no patch backdoor found" in captured.out
-    assert captured.err == (
-        "inflight-edge: error: no class looks like a backdoor's target, so there is nothing to guard; "
-        "name one with --target to guard it anyway (the smallest mask is that of class 0)\n"
-    )
-    assert not Path("bundle").exists()
-
-
-def test_damaged_bundle(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
-    bundle = written(Path("bundle"))
-    (bundle / "model.onnx").write_bytes(b"x")
-    for command in (("score", bundle, files.frames), ("evaluate", bundle, "--clean", files.clean)):
-        assert run(*command) == 2
-        assert "bundle/model.onnx: expected " in one_line(capsys)
-
-
-def test_library_that_is_missing(files: Files) -> None:
-    code = "import sys; sys.modules['sklearn'] = None; from inflight_edge.cli import main; sys.exit(main(sys.argv[1:]))"
-    result = run_program([sys.executable, "-c", code], "evaluate", str(files.tiny), "--clean", str(files.clean))
-    message = "inflight-edge: error: `evaluate` needs sklearn; pip install 'inflight-edge[calibration]'\n"
-    assert (result.returncode, result.stdout, result.stderr) == (2, "", message)
-
-
 # --- main
 
 
@@ -474,6 +260,13 @@ def test_table() -> None:
 
 def run_program(program: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*program, *arguments], capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_library_that_is_missing(files: Files) -> None:
+    code = "import sys; sys.modules['sklearn'] = None; from inflight_edge.cli import main; sys.exit(main(sys.argv[1:]))"
+    result = run_program([sys.executable, "-c", code], "evaluate", str(files.tiny), "--clean", str(files.clean))
+    message = "inflight-edge: error: `evaluate` needs sklearn; pip install 'inflight-edge[calibration]'\n"
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", message)
 
 
 @pytest.mark.parametrize("kind", ["module", "script"])

@@ -62,6 +62,10 @@ def test_an_inspection_depends_on_the_seed_alone(classifier: Classifier, victim:
         ([5.0, 5.0, 5.0, 5.0], [0, 0, 0, 0]),
         ([5.0, 5.0, 5.0, 1.0], [0, 0, 0, 1]),
         ([20.0, 21.0, 19.0, 20.0, 3.0, 22.0, 2.5, 18.0], [0, 0, 0, 0, 1, 0, 1, 0]),  # two targets
+        ([36.6, 62.2, 151.7], [1, 0, 0]),  # of three classes no index is ever high
+        ([44.4, 68.0, 282.5], [0, 0, 0]),
+        ([700.0, 100.0], [0, 1]),
+        ([35.0, 20.0], [0, 0]),
     ],
 )
 def test_small_masks_are_suspicious(norms: list[float], expected: list[int]) -> None:
@@ -234,6 +238,8 @@ HEADERS: dict[str, tuple[str | dict[str, Any], str]] = {
         r"not a readable inspection \(mean: expected one number, or one for each of 1 channels",
     ),
     "accuracy": ({"accuracy": "high"}, "not a readable inspection"),
+    "layer": ({"feature_layer": 5}, r"not a readable inspection \(class names and feature layer: expected text\)"),
+    "numbers as names": ({"class_names": [1] * 7}, r"not a readable inspection \(class names and feature layer: "),
 }
 
 
@@ -263,6 +269,26 @@ def test_hostile_tensors(forge: Callable[..., Path], inspection: Inspection, nam
         array = good[:, None]
     path = forge(**{name: array})
     with pytest.raises(DataError, match=rf"^{path}: (not a readable inspection|\w+: expected finite numbers of shape)"):
+        read_inspection(path)
+
+
+VALUES: dict[str, tuple[str, Callable[[Any], Any], str]] = {
+    "mask above 1": ("masks", lambda a: a * 50, "expected float32 from 0 to 1, got float32 from"),
+    "pattern below 0": ("patterns", lambda a: a - 2, "expected float32 from 0 to 1, got float32 from -"),
+    "double masks": ("masks", lambda a: a.astype(np.float64), "expected float32 from 0 to 1, got float64 from"),
+    "double patterns": ("patterns", lambda a: a.astype(np.float64), "expected float32 from 0 to 1, got float64 from"),
+    "negative norms": ("norms", lambda a: -a, "expected float64 from 1e-12 to inf, got float64 from -"),
+    "success above 1": ("success", lambda a: a + 1.5, "expected float64 from 0 to 1, got float64 from"),
+}
+
+
+@pytest.mark.parametrize("case", VALUES)
+def test_values_that_no_inspection_writes(forge: Callable[..., Path], tmp_path: Path, case: str) -> None:
+    name, change, message = VALUES[case]
+    with safe_open(tmp_path / "source" / "patterns.safetensors", framework="numpy") as file:
+        array = file.get_tensor(name)
+    path = forge(**{name: change(array)})
+    with pytest.raises(DataError, match=rf"^{path}: {name}: {message}.*; run `inflight-edge inspect` again"):
         read_inspection(path)
 
 

@@ -56,7 +56,7 @@ def compile_main(folder: Path, *flags: str) -> Path:
 
 
 @needs_gcc
-@pytest.mark.parametrize("optimisation", ["-O1", "-O3"])
+@pytest.mark.parametrize("optimisation", ["-O1", pytest.param("-O3", marks=pytest.mark.slow)])
 def test_sanitisers_find_nothing(tmp_path: Path, optimisation: str) -> None:
     sanitisers = "-fsanitize=address,undefined"
     probe = tmp_path / "probe.c"
