@@ -17,11 +17,11 @@ from guards import random_features, random_guard
 
 from inflight_edge.errors import DependencyError, OptionError, ScoreError
 from inflight_edge.guard import KINDS, Guard, Kind
-from inflight_edge.scoring import Scorer, available_backends
+from inflight_edge.scoring import DECISIONS, VERDICT_DTYPE, Scorer, available_backends
 from inflight_edge.scoring.cuda import CudaScorer, cuda_backend
 from inflight_edge.scoring.device import Memory
 from inflight_edge.scoring.reference import log_likelihoods
-from inflight_edge.verdict import Decision
+from inflight_edge.verdict import Decision, decide
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to run the CUDA scorer on the CPU")
 
@@ -85,6 +85,31 @@ def test_scorer_backend_is_selectable(rng: np.random.Generator, install: Callabl
     np.testing.assert_allclose(scorer.score(frames[0]), log_likelihoods(guard, frames)[0], rtol=1e-5)
     with pytest.raises(ScoreError, match=r"features: expected shape \(5,\), got \(4,\)"):
         scorer.score(np.zeros(4, np.float32))
+
+
+def test_verdict_record_is_that_of_the_rule(rng: np.random.Generator, install: Callable[[Driver], Binding]) -> None:
+    install(Driver())
+    guard = random_guard(rng, "shared", 4, 2, 7)
+    scorer = Scorer(guard, backend="cuda")
+    frames = random_features(rng, guard, 20)
+    frames[-1, 3] = np.nan
+    seen = set()
+    for frame in frames:
+        out = np.zeros(1, VERDICT_DTYPE)
+        scorer.judge_into(frame, out)
+        expected = decide(guard.target, scorer.score(frame), guard.classes, guard.target_row)
+        seen.add(expected.decision)
+        assert DECISIONS[out["decision"][0]] is expected.decision
+        assert out["source"][0] == (-1 if expected.source is None else expected.source)
+        np.testing.assert_array_equal(out["margin"][0], expected.margin)
+        assert (out["n_scored"][0], out["n_rows"][0]) == (4, 4)
+    assert seen == set(DECISIONS)
+    untouched = np.zeros(1, VERDICT_DTYPE)
+    with pytest.raises(ScoreError, match=r"features: expected shape \(7,\), got \(6,\)"):
+        scorer.judge_into(frames[0, :6].copy(), untouched)
+    assert untouched == np.zeros(1, VERDICT_DTYPE)
+    with pytest.raises(ScoreError, match="dtype VERDICT_DTYPE; pass numpy"):
+        scorer.judge_into(frames[0], np.zeros(2, VERDICT_DTYPE))
 
 
 @pytest.mark.parametrize("integrated", [True, False])
