@@ -72,7 +72,7 @@ def experiment(
     train(network, images, labels, preprocess, recipe, seed=seed, checkpoint=checkpoint, progress=progress)
     if runs is not None and not (runs / f"{name}.json").exists():
         record = {"dataset": dataset, "network": network_name, "attack": attack, "setting": setting, "seed": seed}
-        record |= {"recipe": asdict(recipe), "seconds_of_last_session": round(time.time() - started)}
+        record |= {"recipe": asdict(recipe), "seconds_of_last_run": round(time.time() - started)}
         (runs / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     defence, rest = split_defence(held_out.labels, PER_CLASS, seed)
     return Experiment(
