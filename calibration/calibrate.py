@@ -15,7 +15,6 @@ from inflight_edge.calibration.export import check_parity, export_onnx
 from inflight_edge.calibration.features import extract
 from inflight_edge.calibration.inspection import Inspection, check_accuracy
 from inflight_edge.calibration.model import Classifier
-from inflight_edge.calibration.reversal.neural_cleanse import PatchEstimate
 from inflight_edge.calibration.selection import Choice, fit, select
 from inflight_edge.errors import DataError, OptionError
 from inflight_edge.guard import Guard
@@ -60,18 +59,19 @@ def calibrate(
     successes: list[float] = []
     frames: list[NDArray[np.float32]] = []
     for target in chosen:
-        triggered, success = _embed(classifier, pixels, data.labels, inspection.estimates[target], preprocess)
+        others = data.labels != target
+        triggered = pixels.copy()
+        triggered[others] = inspection.estimates[target].embed(pixels[others])
         logits, features = extract(classifier, triggered, preprocess, progress=progress)
         if not np.isfinite(features).all():
             raise DataError(f"{data.origin}: the model's features are not finite; check --scale, --mean and --std")
-        used = _judged(logits.argmax(1), data.labels, target)
+        predicted = logits.argmax(1)
+        used = _judged(predicted, data.labels, target)
         choice = select(features[used], data.labels[used], target, seed=seed, progress=progress)
         guards.append(fit(features[used], data.labels[used], target, choice))
         choices.append(choice)
-        successes.append(success)
-        frames.extend(
-            (triggered[data.labels == target][:2], triggered[data.labels != target][:: max(1, len(pixels) // 4)])
-        )
+        successes.append(float((predicted[others] == target).mean()))
+        frames.extend((triggered[~others][:2], triggered[others][:: max(1, len(pixels) // 4)]))
     frames.append(pixels[:: max(1, len(pixels) // 4)])
     metrics = {
         "n_images": len(data),
@@ -109,21 +109,6 @@ def _check_targets(targets: tuple[int, ...], n_classes: int, smallest: int) -> N
             raise OptionError(f"target: expected a class from 0 to {n_classes - 1}, got {target}")
 
 
-def _embed(
-    classifier: Classifier,
-    pixels: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    estimate: PatchEstimate,
-    preprocess: Preprocess,
-) -> tuple[NDArray[np.float32], float]:
-    """Images with the estimated pattern in all but the target's, and the share of those that it sends there."""
-    triggered = pixels.copy()
-    others = labels != estimate.target
-    triggered[others] = estimate.embed(pixels[others])
-    logits, _ = extract(classifier, triggered[others], preprocess)
-    return triggered, float((logits.argmax(1) == estimate.target).mean())
-
-
 def _judged(predicted: NDArray[np.int64], labels: NDArray[np.int64], target: int) -> NDArray[np.bool_]:
     """Which samples to fit: those predicted as the target, the only ones a guard ever sees.
 
@@ -141,8 +126,9 @@ def _self_test(
     classifier: Classifier, preprocess: Preprocess, guards: list[Guard], pixels: NDArray[np.float32]
 ) -> SelfTest:
     """Frames whose verdict is far from a tie, so that every correct engine and scorer must reach it."""
-    frames = np.rint(pixels).astype(np.uint8).transpose(0, 2, 3, 1)
-    logits, features = extract(classifier, np.rint(pixels), preprocess)
+    rounded = np.rint(pixels)
+    frames = rounded.astype(np.uint8).transpose(0, 2, 3, 1)
+    logits, features = extract(classifier, rounded, preprocess)
     scores = [log_likelihoods(guard, features).astype(np.float32) for guard in guards]
     verdicts: list[Verdict] = []
     for i, predicted in enumerate(logits.argmax(1)):

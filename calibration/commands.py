@@ -62,7 +62,7 @@ def calibrate(options: argparse.Namespace) -> int:
             _print_inspection(inspection)
     else:
         _refuse_other_constants(options, saved)
-        inspection = _with_targets(options, saved)
+        inspection = _with_targets(saved, _targets(options, saved.class_names, len(saved.estimates)))
     bundle = make_bundle(classifier, data, inspection, seed=options.seed, progress=not options.quiet)
     write_bundle(bundle, options.out, overwrite=options.force)
     guards = [
@@ -193,11 +193,11 @@ def _inspect(options: argparse.Namespace, classifier: Classifier, data: ImageSet
         seed=options.seed,
         progress=not options.quiet,
     )
-    return inspection if targets is None else replace(inspection, suspects=targets)
+    return _with_targets(inspection, targets)
 
 
-def _with_targets(options: argparse.Namespace, inspection: Inspection) -> Inspection:
-    targets = _targets(options, inspection.class_names, len(inspection.estimates))
+def _with_targets(inspection: Inspection, targets: tuple[int, ...] | None) -> Inspection:
+    """The inspection with the classes that the user names for suspects, where any are named."""
     return inspection if targets is None else replace(inspection, suspects=targets)
 
 
