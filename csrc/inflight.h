@@ -119,6 +119,9 @@ IFE_API ife_status ife_score_batch(const ife_scorer *scorer, const float *featur
  */
 IFE_API ife_status ife_judge(const ife_scorer *scorer, const float *features, ife_verdict *verdict);
 
+/* Class index of the largest of logits (n_classes), the lowest among equals; -1 when one is not finite or none there. */
+IFE_API int32_t ife_predict(const float *logits, int32_t n_classes);
+
 /* Bytes of a frame.  NV12: height rows of luma, then height / 2 rows of interleaved U and V, both sides even. */
 typedef enum { IFE_GREY = 0, IFE_RGB = 1, IFE_BGR = 2, IFE_NV12 = 3 } ife_pixels;
 

@@ -14,7 +14,7 @@ from inflight_edge.detector import Detector
 from inflight_edge.environment import describe_environment
 from inflight_edge.errors import BundleError, OptionError
 from inflight_edge.latency import Histogram
-from inflight_edge.verdict import Decision, Verdict, decide
+from inflight_edge.verdict import Verdict
 
 __all__ = ["STAGES", "WARM_UP", "Stages", "bench", "check_verdicts", "run_frames"]
 
@@ -23,8 +23,8 @@ STAGES = {
     "capture": "the next stored frame is copied into a frame buffer; stands for a camera's hand-over",
     "preprocess": "uint8 frame to float32 input, resized and normalised",
     "engine": "input to logits and features, batch 1",
-    "scorer": "features to one log-likelihood per class; only frames predicted as a guarded class",
-    "verdict": "checks of the engine's outputs, prediction, margin and verdict",
+    "scorer": "features to decision, source and margin; only frames predicted as a guarded class",
+    "verdict": "check of the logits, prediction, log-likelihoods for the reader, Verdict object",
     "guard": "scorer and verdict of one frame together: what the defence adds; the scorer's frames",
     "whole": "capture to verdict",
 }
@@ -53,18 +53,15 @@ class Stages:
         prepared = clock()
         logits, features = (outputs[0] for outputs in detector.engine.run(batch))
         inferred = clock()
-        predicted = int(np.argmax(logits))
-        usable = bool(np.isfinite(logits).all() and np.isfinite(features).all())
-        scorer = detector.guards.get(predicted) if usable else None
+        predicted = detector.predict(logits, len(detector.class_names))
+        scorer = detector.guards.get(predicted)
         checked = clock()
-        log_likelihoods = None if scorer is None else scorer.score(features)
+        judged = None if scorer is None else scorer.judge(features)
         scored = clock()
-        if scorer is not None and log_likelihoods is not None:
-            verdict = decide(predicted, log_likelihoods, scorer.guard.classes, scorer.guard.target_row)
-        elif usable:
-            verdict = Verdict(Decision.UNGUARDED, predicted)
+        if scorer is not None and judged is not None:
+            verdict = detector.explain(predicted, scorer, features, judged)
         else:
-            verdict = Verdict(Decision.INVALID, predicted, reason="engine: expected finite outputs, got others")
+            verdict = detector.score(features, logits)
         end = clock()
         if scorer is not None:
             record["scorer"].record(scored - checked)

@@ -13,13 +13,14 @@ from inflight_edge.bundle import Bundle, read_bundle
 from inflight_edge.engines import Engine
 from inflight_edge.engines.onnxruntime import OnnxRuntimeEngine
 from inflight_edge.errors import BundleError, EngineError, InflightError, OptionError
-from inflight_edge.scoring import Backend, Scorer
-from inflight_edge.verdict import Decision, Verdict, decide
+from inflight_edge.scoring import Backend, Scorer, predictor
+from inflight_edge.verdict import Decision, Verdict
 
 __all__ = ["ENGINES", "Detector", "make_engine"]
 
 FloatArray = NDArray[np.float32]
 ENGINES = ("onnxruntime",)
+_NO_ROWS = (np.empty(0, np.float32), np.empty(0, np.int32))
 
 
 class Detector:
@@ -28,6 +29,7 @@ class Detector:
     engine   ``onnxruntime``, or an Engine made by the caller.
     scorer   backend of the scorers: ``auto``, ``cpu`` or ``reference``.
     threads  threads of the engine per call; None leaves the choice to the engine.
+    log_likelihoods  False leaves them out of the verdicts: with many classes the verdict itself reads far less.
 
     bundle, engine, class_names; guards: Scorer by target class.
     Raises OptionError, EngineError, DependencyError, and BundleError for a model that does not fit the bundle.
@@ -40,9 +42,12 @@ class Detector:
         engine: str | Engine = "onnxruntime",
         scorer: Backend = "auto",
         threads: int | None = None,
+        log_likelihoods: bool = True,
     ) -> None:
         self.bundle = bundle
         self.class_names = bundle.class_names
+        self.log_likelihoods = log_likelihoods
+        self.predict = predictor()
         self.engine: Engine = make_engine(bundle, engine, threads=threads) if isinstance(engine, str) else engine
         self.guards: Mapping[int, Scorer] = MappingProxyType(
             {guard.target: Scorer(guard, backend=scorer) for guard in bundle.guards}
@@ -56,9 +61,11 @@ class Detector:
         engine: str = "onnxruntime",
         scorer: Backend = "auto",
         threads: int | None = None,
+        log_likelihoods: bool = True,
     ) -> Detector:
         """Detector from the bundle folder ``path``.  Raises BundleError too, see read_bundle."""
-        return cls(read_bundle(path), engine=engine, scorer=scorer, threads=threads)
+        bundle = read_bundle(path)
+        return cls(bundle, engine=engine, scorer=scorer, threads=threads, log_likelihoods=log_likelihoods)
 
     def __call__(self, frame: NDArray[np.uint8]) -> Verdict:
         """Verdict on one frame: (H, W) or (H, W, channels) uint8, see Preprocess.  INVALID instead of an exception."""
@@ -106,19 +113,34 @@ class Detector:
 
         The prediction is the largest logit, the lowest index among equals.  INVALID instead of an exception.
         """
-        if problem := _problem("logits", logits, len(self.class_names)):
-            return _invalid(problem)
-        predicted = int(np.argmax(logits))
-        if problem := _problem("features", features, self.bundle.n_features):
-            return _invalid(problem, predicted)
+        predicted = self.predict(logits, len(self.class_names))
+        if predicted < 0:
+            if problem := _problem("logits", logits, len(self.class_names)):
+                return _invalid(problem)
+            predicted = int(np.argmax(logits))  # not contiguous
         scorer = self.guards.get(predicted)
         if scorer is None:
-            return Verdict(Decision.UNGUARDED, predicted)
+            problem = _problem("features", features, self.bundle.n_features)
+            return _invalid(problem, predicted) if problem else Verdict(Decision.UNGUARDED, predicted)
         try:
-            log_likelihoods = scorer.score(np.ascontiguousarray(features))
+            vector = np.ascontiguousarray(features)
+            return self.explain(predicted, scorer, vector, scorer.judge(vector))
         except InflightError as error:
-            return _invalid(f"scorer {scorer.backend}: {error}", predicted)
-        return decide(predicted, log_likelihoods, scorer.guard.classes, scorer.guard.target_row)
+            problem = _problem("features", features, self.bundle.n_features)
+            return _invalid(problem or f"scorer {scorer.backend}: {error}", predicted)
+
+    def explain(
+        self, predicted: int, scorer: Scorer, features: FloatArray, judged: tuple[Decision, int, float]
+    ) -> Verdict:
+        """Verdict from what ``scorer.judge`` said of a frame, with its log-likelihoods.  Raises ScoreError."""
+        decision, source, margin = judged
+        if decision is Decision.INVALID:
+            problem = _problem("features", features, self.bundle.n_features)
+            return _invalid(
+                problem or "no class explains the features: a log-likelihood is NaN or all are -inf", predicted
+            )
+        rows, classes = (scorer.score(features), scorer.guard.classes) if self.log_likelihoods else _NO_ROWS
+        return Verdict(decision, predicted, None if source < 0 else source, margin, rows, classes)
 
 
 def make_engine(bundle: Bundle, name: str, *, threads: int | None = None) -> Engine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from inflight_edge import (
     Preprocess,
     ScoreError,
 )
+from inflight_edge.scoring import predictor
 
 FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -195,7 +197,7 @@ def test_scorer_that_fails_is_never_accepted(detector: Detector, monkeypatch: py
     class Failing:
         backend = "cpu"
 
-        def score(self, features: FloatArray) -> FloatArray:
+        def judge(self, features: FloatArray) -> tuple[Decision, int, float]:
             raise ScoreError("out of order")
 
     monkeypatch.setattr(detector, "guards", {3: Failing()})
@@ -299,3 +301,37 @@ def test_load_refuses_a_broken_bundle(tmp_path: Path) -> None:
     (path / "model.onnx").write_bytes(b"x")
     with pytest.raises(BundleError, match=r"model.onnx: expected \d+ bytes, got 1"):
         Detector.load(path)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_prediction_is_the_largest_finite_logit_or_none(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not native:
+        monkeypatch.setitem(sys.modules, "inflight_edge.scoring._cpu", None)
+    predict = predictor()
+    assert predict(np.array([1, 3, 2, 3], np.float32), 4) == 1
+    assert predict(np.array([-5], np.float32), 1) == 0
+    for bad in (np.nan, np.inf, -np.inf):
+        for at in range(3):
+            logits = np.array([1, 2, 3], np.float32)
+            logits[at] = bad
+            assert predict(logits, 3) == -1
+    fine = np.zeros(3, np.float32)
+    assert [predict(x, 3) for x in (None, fine[:2], fine.astype(float), fine[None], np.zeros(6, np.float32)[::2])] == [
+        -1
+    ] * 5
+    assert predict(fine[:0], 0) == -1
+
+
+def test_strided_outputs_of_an_engine_are_judged(detector: Detector) -> None:
+    logits, features = np.zeros(8, np.float32), np.zeros(8, np.float32)
+    logits[6] = features[6] = 1.0
+    verdict = detector.score(features[::2], logits[::2])
+    assert (verdict.decision, verdict.predicted) == (Decision.ACCEPT, 3)
+
+
+def test_verdicts_without_log_likelihoods_are_the_same() -> None:
+    with_rows, without = Detector(tiny_bundle(), threads=1), Detector(tiny_bundle(), threads=1, log_likelihoods=False)
+    for shown in (CLEAN_WEST, TRIGGERED_NORTH, CLEAN_EAST):
+        verdict = without(shown)
+        assert verdict == with_rows(shown)
+        assert verdict.log_likelihoods.size == verdict.classes.size == 0

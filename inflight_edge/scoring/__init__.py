@@ -13,6 +13,7 @@ from inflight_edge.guard import FloatArray, Guard
 from inflight_edge.scoring.parameters import prepare
 from inflight_edge.scoring.reference import log_likelihoods
 from inflight_edge.scoring.verdict_record import DECISIONS, VERDICT_DTYPE, VerdictArray, is_record, write_verdict
+from inflight_edge.verdict import Decision
 
 __all__ = [
     "DECISIONS",
@@ -22,6 +23,7 @@ __all__ = [
     "available_backends",
     "instruction_set",
     "instruction_sets",
+    "predictor",
 ]
 
 Backend = Literal["auto", "cpu", "cuda", "triton", "reference"]
@@ -90,6 +92,13 @@ class Scorer:
                 "pass numpy.zeros(1, VERDICT_DTYPE)"
             )
 
+    def judge(self, features: FloatArray) -> tuple[Decision, int, float]:
+        """Decision, source (-1 for none) and margin of one frame, as judge_into writes them.  Raises ScoreError."""
+        out = np.zeros(1, VERDICT_DTYPE)
+        self.judge_into(features, out)
+        decision, source, margin, _, _ = out.item()
+        return DECISIONS[decision], source, margin
+
     def score_batch(self, features: FloatArray) -> FloatArray:
         """Log-likelihoods of N >= 0 frames: (N, D) float32 C-contiguous -> (N, R) float32 nats.
 
@@ -127,6 +136,22 @@ def instruction_sets() -> tuple[str, ...]:
 def instruction_set() -> str:
     """The instruction set that a Scorer with the backend ``cpu`` runs unless told otherwise.  Raises DependencyError."""
     return instruction_sets()[0]
+
+
+def predictor() -> Callable[[FloatArray, int], int]:
+    """Function (logits, n_classes) -> class index of the largest of (n_classes,) float32 logits, the lowest among equals;
+    -1 when the array does not fit or is not finite.  The C extension's, or NumPy's where that is not built.
+    """
+    try:
+        native: Callable[[FloatArray, int], int] = require(_EXTENSION, _REMEDY).predict
+    except DependencyError:
+        return _predict
+    return native
+
+
+def _predict(logits: FloatArray, n_classes: int) -> int:
+    fits = _mismatch("logits", logits, (n_classes,)) is None and n_classes > 0 and bool(np.isfinite(logits).all())
+    return int(np.argmax(logits)) if fits else -1
 
 
 _EXTENSION = "inflight_edge.scoring._cpu"

@@ -41,6 +41,7 @@ cdef extern from "inflight.h" nogil:
     int ife_score(const ife_scorer *scorer, const float *features, float *log_likelihoods)
     int ife_score_batch(const ife_scorer *scorer, const float *features, size_t n_frames, float *log_likelihoods)
     int ife_judge(const ife_scorer *scorer, const float *features, ife_verdict *verdict)
+    int ife_predict(const float *logits, int n_classes)
 
 
 def instruction_sets():
@@ -65,6 +66,13 @@ cdef bint _fits(object candidate, int n_axes, cnp.npy_intp length, bint writeabl
         and cnp.PyArray_ISCARRAY_RO(array)
         and (not writeable or cnp.PyArray_ISWRITEABLE(array))
     )
+
+
+def predict(object logits, int n_classes):
+    """Class index of the largest of (n_classes,) float32 logits; -1 when the array does not fit or is not finite."""
+    if not _fits(logits, 1, n_classes, False):
+        return -1
+    return ife_predict(<const float *>cnp.PyArray_DATA(<cnp.ndarray>logits), n_classes)
 
 
 cdef class CpuBackend:
