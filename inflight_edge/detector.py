@@ -13,6 +13,8 @@ from inflight_edge.bundle import Bundle, read_bundle
 from inflight_edge.engines import Engine
 from inflight_edge.engines.onnxruntime import OnnxRuntimeEngine
 from inflight_edge.errors import BundleError, EngineError, InflightError, OptionError
+from inflight_edge.guarantee import margin_limit
+from inflight_edge.guard import Guard
 from inflight_edge.scoring import Backend, Scorer, predictor
 from inflight_edge.verdict import Decision, Verdict
 
@@ -30,6 +32,8 @@ class Detector:
     scorer   backend of the scorers: ``auto``, ``cpu`` or ``reference``.
     threads  threads of the engine per call; None leaves the choice to the engine.
     log_likelihoods  False leaves them out of the verdicts: with many classes the verdict itself reads far less.
+    alpha    None: the rule without a threshold, see verdict.decide.  Else a frame is a trigger when its margin exceeds
+             those of clean frames, with a false-alarm rate of at most alpha, see guarantee.margin_limit.
 
     bundle, engine, class_names; guards: Scorer by target class.
     Raises OptionError, EngineError, DependencyError, and BundleError for a model that does not fit the bundle.
@@ -43,11 +47,13 @@ class Detector:
         scorer: Backend = "auto",
         threads: int | None = None,
         log_likelihoods: bool = True,
+        alpha: float | None = None,
     ) -> None:
         self.bundle = bundle
         self.class_names = bundle.class_names
         self.log_likelihoods = log_likelihoods
         self.predict = predictor()
+        self._limits = {} if alpha is None else {guard.target: _limit(guard, alpha) for guard in bundle.guards}
         self.engine: Engine = make_engine(bundle, engine, threads=threads) if isinstance(engine, str) else engine
         self.guards: Mapping[int, Scorer] = MappingProxyType(
             {guard.target: Scorer(guard, backend=scorer) for guard in bundle.guards}
@@ -62,10 +68,11 @@ class Detector:
         scorer: Backend = "auto",
         threads: int | None = None,
         log_likelihoods: bool = True,
+        alpha: float | None = None,
     ) -> Detector:
         """Detector from the bundle folder ``path``.  Raises BundleError too, see read_bundle."""
         bundle = read_bundle(path)
-        return cls(bundle, engine=engine, scorer=scorer, threads=threads, log_likelihoods=log_likelihoods)
+        return cls(bundle, engine=engine, scorer=scorer, threads=threads, log_likelihoods=log_likelihoods, alpha=alpha)
 
     def __call__(self, frame: NDArray[np.uint8]) -> Verdict:
         """Verdict on one frame: (H, W) or (H, W, channels) uint8, see Preprocess.  INVALID instead of an exception."""
@@ -139,6 +146,8 @@ class Detector:
             return _invalid(
                 problem or "no class explains the features: a log-likelihood is NaN or all are -inf", predicted
             )
+        if self._limits:
+            decision, source = _by_limit(scorer, features, margin, self._limits[predicted])
         rows, classes = (scorer.score(features), scorer.guard.classes) if self.log_likelihoods else _NO_ROWS
         return Verdict(decision, predicted, None if source < 0 else source, margin, rows, classes)
 
@@ -166,6 +175,22 @@ def make_engine(bundle: Bundle, name: str, *, threads: int | None = None) -> Eng
         if got is not None and got != expected:
             raise BundleError(f"model.onnx: {what}: expected {expected} as in the bundle, got {got}; calibrate again")
     return engine
+
+
+def _limit(guard: Guard, alpha: float) -> float:
+    try:
+        return margin_limit(guard.clean_margins, alpha)
+    except OptionError as error:
+        raise OptionError(f"guard of class {guard.target}: {error}") from None
+
+
+def _by_limit(scorer: Scorer, features: FloatArray, margin: float, limit: float) -> tuple[Decision, int]:
+    """Decision and source (-1 for none) when a trigger is a margin above the limit."""
+    if margin <= limit:
+        return Decision.ACCEPT, -1
+    others = scorer.score(features)
+    others[scorer.guard.target_row] = -np.inf
+    return Decision.TRIGGER, int(scorer.guard.classes[np.argmax(others)])
 
 
 def _problem(name: str, array: object, length: int) -> str:
