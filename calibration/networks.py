@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from inflight_edge.errors import OptionError
 
-__all__ = ["NETWORKS", "LeNet5", "ResNet18", "make_network"]
+__all__ = ["NETWORKS", "VGG16", "LeNet5", "ResNet18", "make_network"]
 
 
 class LeNet5(nn.Module):
@@ -85,7 +85,40 @@ class ResNet18(nn.Module):
         return logits
 
 
-NETWORKS: dict[str, type[LeNet5] | type[ResNet18]] = {"lenet5": LeNet5, "resnet18": ResNet18}
+class VGG16(nn.Module):
+    """VGG-16 with batch normalisation, for images of 32x32 and more; features are the 512 units before the last layer.
+
+    Two hidden fully connected layers of 512 units instead of 4096, as is usual for small images.
+    Source: Simonyan, Zisserman, ICLR 2015, configuration D.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int] = (3, 32, 32), n_classes: int = 10) -> None:
+        super().__init__()
+        if min(image_shape[1:]) < 32:
+            raise OptionError(f"image shape: expected at least 32x32 for VGG-16, got {image_shape}; choose lenet5")
+        layers: list[nn.Module] = []
+        before = image_shape[0]
+        for widths in ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)):
+            for width in widths:
+                layers += [nn.Conv2d(before, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+                before = width
+            layers.append(nn.MaxPool2d(2))
+        pooled = 512 * (image_shape[1] // 32) * (image_shape[2] // 32)
+        layers += [nn.Flatten(), nn.Linear(pooled, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+        self.classifier = nn.Linear(512, n_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, classes) of images (N, channels, height, width)."""
+        logits: Tensor = self.classifier(self.layers(images))
+        return logits
+
+
+NETWORKS: dict[str, type[LeNet5] | type[ResNet18] | type[VGG16]] = {
+    "lenet5": LeNet5,
+    "resnet18": ResNet18,
+    "vgg16": VGG16,
+}
 
 
 def make_network(name: str, image_shape: tuple[int, int, int], n_classes: int) -> nn.Module:

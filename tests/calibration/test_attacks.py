@@ -63,8 +63,30 @@ def test_embedding_leaves_the_originals_alone(attack: str) -> None:
     assert not np.shares_memory(got, images)
 
 
+def test_square_is_a_quarter_of_the_side_at_the_bottom_right_in_seeded_colours() -> None:
+    got = make_trigger("SQ", (32, 40, 3), seed=5).embed(np.full((1, 32, 40, 3), 7, np.uint8))[0]
+    colours = np.random.default_rng(5).integers(0, 256, (64, 3))
+    np.testing.assert_array_equal(got[-8:, -8:].reshape(64, 3), colours)
+    got[-8:, -8:] = 7
+    assert (got == 7).all()
+
+
+def test_watermark_mixes_three_tenths_of_white_over_the_whole_image() -> None:
+    shape = (32, 32, 3)
+    trigger = make_trigger("WM", shape, seed=5)
+    for value in (0, 100, 101, 255):
+        got = trigger.embed(np.full((1, *shape), value, np.uint8))[0]
+        assert set(np.unique(got)) == {value, round(0.7 * value + 0.3 * 255)}
+    strokes = (trigger.embed(np.zeros((1, *shape), np.uint8))[0] > 0).all(axis=2)
+    assert 0.1 < strokes.mean() < 0.6
+    cells = strokes.reshape(4, 8, 4, 8).any(axis=(1, 3))
+    assert cells.all()
+    other = make_trigger("WM", shape, seed=6).embed(np.zeros((1, *shape), np.uint8))[0]
+    assert ((other > 0).all(axis=2) != strokes).any()
+
+
 def test_unknown_attack() -> None:
-    with pytest.raises(OptionError, match=r"^attack: expected one of CB, SP, WB, got 'wb'"):
+    with pytest.raises(OptionError, match=r"^attack: expected one of CB, SP, WB, SQ, WM, got 'wb'"):
         make_trigger("wb", SHAPE)
 
 
@@ -91,6 +113,14 @@ def test_poisoned_copies_replace_the_originals(setting: str, sources: list[int],
     np.testing.assert_array_equal(images[untouched], IMAGES[untouched])
 
 
+def test_all_to_all_moves_every_class_one_on() -> None:
+    images, labels = poison(IMAGES, LABELS, MARK, target=2, setting="all", n_poisoned=6, seed=3)
+    changed = np.flatnonzero(labels != LABELS)
+    np.testing.assert_array_equal(np.bincount(LABELS[changed]), [6] * 4)
+    np.testing.assert_array_equal(labels[changed], (LABELS[changed] + 1) % 4)
+    np.testing.assert_array_equal(images[changed], MARK.embed(IMAGES[changed]))
+
+
 def test_poisoning_depends_on_the_seed_alone() -> None:
     sets = [
         poison(IMAGES, LABELS, MARK, target=2, setting="multi", n_poisoned=5, seed=seed)[1].tolist()
@@ -100,10 +130,10 @@ def test_poisoning_depends_on_the_seed_alone() -> None:
 
 
 def test_poisoning_that_cannot_be_done() -> None:
-    with pytest.raises(OptionError, match=r"^setting: expected one of single, multi, got 'all'"):
-        poison(IMAGES, LABELS, MARK, target=2, setting="all", n_poisoned=1, seed=0)
+    with pytest.raises(OptionError, match=r"^setting: expected one of single, multi, all, got 'each'"):
+        poison(IMAGES, LABELS, MARK, target=2, setting="each", n_poisoned=1, seed=0)
     with pytest.raises(OptionError, match=r"^target: class 0 is the source of a single-class attack; choose another"):
         poison(IMAGES, LABELS, MARK, target=0, setting="single", n_poisoned=1, seed=0)
     with pytest.raises(OptionError, match=r"^n_poisoned: class 0 has 20 images, expected at least 21"):
         poison(IMAGES, LABELS, MARK, target=2, setting="multi", n_poisoned=21, seed=0)
-    assert SETTINGS == ("single", "multi")
+    assert SETTINGS == ("single", "multi", "all")

@@ -38,6 +38,17 @@ def test_resnet_has_the_published_size() -> None:
     assert sum(p.numel() for p in network.parameters()) == 11173962  # the form for 32x32 images
 
 
+def test_vgg() -> None:
+    with torch.device("meta"):
+        network = make_network("vgg16", (3, 32, 32), 20)
+        # Without their biases: 64 * 27 + 576 * 64 + ... = 14,710,464 weights of convolutions, 8,448 of normalisation.
+        assert sum(p.numel() for p in network.parameters() if p.ndim == 4) == 14710464
+        assert network(torch.empty(2, 3, 32, 32)).shape == (2, 20)
+    assert network.classifier.in_features == 512
+    with pytest.raises(OptionError, match=r"^image shape: expected at least 32x32 for VGG-16, got \(1, 28, 28\)"):
+        make_network("vgg16", (1, 28, 28), 10)
+
+
 def test_unknown_network() -> None:
     with pytest.raises(OptionError, match=f"^network: expected one of {', '.join(NETWORKS)}, got 'vgg'"):
         make_network("vgg", (3, 32, 32), 10)
