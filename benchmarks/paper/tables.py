@@ -8,6 +8,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import binomtest
+
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -29,7 +31,7 @@ HEADER = ("data, network, attack", "seeds", "ACC", "ASR", "TPR", "FPR", "SIA", "
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """A Markdown table: mean over the seeds, with the lowest and highest where there are several."""
+    """A Markdown table: mean over the seeds; the lowest and highest, for rates of frames the 95 % binomial interval."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
     for record in records:
         groups[tuple(record[key] for key in ("dataset", "network", "attack", "setting"))].append(record)
@@ -40,7 +42,10 @@ def table(records: list[dict[str, Any]]) -> str:
             (
                 f"{NAMES[dataset]}, {network}, {attack} {setting}-class",
                 ", ".join(str(record["seed"]) for record in sorted(group, key=lambda r: r["seed"])),
-                *(_spread([record[key] for record in group]) for key in ("acc", "asr", "tpr", "fpr", "sia")),
+                *(_spread([record[key] for record in group]) for key in ("acc", "asr")),
+                _rate(group, "tpr", "n_triggered"),
+                _rate(group, "fpr", "n_clean"),
+                _rate(group, "sia", "n_triggered"),
                 "-" if paper is None else " / ".join(f"{value:.4f}" for value in paper),
             )
         )
@@ -53,6 +58,17 @@ def _spread(values: list[float | None]) -> str:
         return "-"
     text = f"{sum(known) / len(known):.4f}"
     return text if len(known) == 1 else f"{text} ({min(known):.4f} to {max(known):.4f})"
+
+
+def _rate(group: list[dict[str, Any]], key: str, count: str) -> str:
+    """Mean over the seeds, and the 95 % interval of the pooled frames (Clopper and Pearson)."""
+    total = sum(record[count] for record in group)
+    hits = sum(round(record[key] * record[count]) for record in group if record[count])
+    if not total:
+        return "-"
+    low, high = binomtest(hits, total).proportion_ci(0.95)
+    known = [record[key] for record in group if record[count]]
+    return f"{sum(known) / len(known):.4f} [{low:.4f}, {high:.4f}]"
 
 
 def main() -> int:
