@@ -1,4 +1,6 @@
-"""Measure one setting of the paper: train or load the attacked classifier, then the library's path, no hint given."""
+"""Measure one setting of the paper: train or load the attacked classifier, then the library's path, no hint given; the
+other defences on the same frames.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +9,23 @@ import json
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.paper.classifiers import NETWORK, SETTINGS, experiment
+from benchmarks.paper.classifiers import CB_AMPLITUDE, NETWORK, SETTINGS, experiment
+from benchmarks.paper.others import other_defences
 from inflight_edge.calibration.attacks import ATTACKS
 from inflight_edge.calibration.commands import print_figures
 from inflight_edge.calibration.demo import export_program, measure
 from inflight_edge.calibration.threads import torch_threads
 from inflight_edge.errors import InflightError
+
+# Every record has these; None where a defence has no such figure.
+KEYS = (
+    "dataset", "network", "attack", "setting", "seed", "detector", "acc", "asr", "asr_estimated", "tpr", "fpr", "sia",
+    "sia_flagged", "auroc", "tpr_at_fpr01", "tpr_at_fpr05", "n_clean", "n_triggered",
+)  # fmt: skip
 
 
 def main() -> int:
@@ -32,18 +42,19 @@ def main() -> int:
     options = parser.parse_args()
     try:
         with torch_threads(1 if NETWORK[options.dataset][0] == "lenet5" else None):
-            record = run(options)
+            records = run(options)
     except InflightError as error:
         print(f"benchmarks.paper: error: {error}", file=sys.stderr)
         return 2
     if options.json is not None:
-        options.json.write_text(json.dumps(record, indent=1) + "\n")
-    print_figures(record)
+        options.json.write_text(json.dumps(records, indent=1) + "\n")
+    for record in records:
+        print_figures({key: value for key, value in record.items() if value is not None and key != "recipe"})
     return 0
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
-    """The record of one setting."""
+def run(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The records of one setting: the guard's, then those of the other defences."""
     started = time.perf_counter()
     case = experiment(
         options.dataset,
@@ -69,15 +80,21 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             seed=options.seed,
             progress=not options.quiet,
         )
+        others = other_defences(case, program, folder / "patterns.safetensors", progress=not options.quiet)
     identity = {
         "dataset": options.dataset,
         "network": case.network_name,
         "attack": options.attack,
         "setting": options.setting,
         "seed": options.seed,
-        "detector": "guard",
+        "recipe": asdict(case.recipe),
+        **({"amplitude": CB_AMPLITUDE[options.dataset]} if options.attack == "CB" else {}),
     }
-    return {**identity, **figures}
+    shared = {key: figures[key] for key in ("acc", "asr", "asr_estimated")}
+    return [
+        {**dict.fromkeys(KEYS), **identity, **shared, **figures}
+        for figures in ({"detector": "guard", **figures}, *others)
+    ]
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ def table(records: list[dict[str, Any]]) -> str:
     """A Markdown table: mean over the seeds; the lowest and highest, for rates of frames the 95 % binomial interval."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
     for record in records:
+        if record["detector"] != "guard":
+            continue
         groups[tuple(record[key] for key in ("dataset", "network", "attack", "setting"))].append(record)
     rows = [HEADER, ("---",) * len(HEADER)]
     for (dataset, network, attack, setting), group in sorted(groups.items()):
@@ -50,6 +52,47 @@ def table(records: list[dict[str, Any]]) -> str:
             )
         )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+OTHERS = {"nc": "NC neuron filter", "b3d": "B3D", "strip": "STRIP"}
+OTHERS_HEADER = (
+    "data, network, attack",
+    "defence",
+    "seeds",
+    "TPR",
+    "FPR",
+    "TPR at FPR 5 %",
+    "AUROC",
+    "guard's TPR / FPR",
+)
+
+
+def others(records: list[dict[str, Any]]) -> str:
+    """A Markdown table of the other defences beside the guard, means over the seeds."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    for record in records:
+        groups[tuple(record[key] for key in ("dataset", "network", "attack", "setting", "detector"))].append(record)
+    rows = [OTHERS_HEADER, ("---",) * len(OTHERS_HEADER)]
+    for (*case, detector), group in sorted(groups.items()):
+        if detector == "guard":
+            continue
+        dataset, network, attack, setting = case
+        guard = groups[(*case, "guard")]
+        rows.append(
+            (
+                f"{NAMES[dataset]}, {network}, {attack} {setting}-class",
+                OTHERS[detector],
+                ", ".join(str(record["seed"]) for record in sorted(group, key=lambda r: r["seed"])),
+                *(_mean(group, key) for key in ("tpr", "fpr", "tpr_at_fpr05", "auroc")),
+                f"{_mean(guard, 'tpr')} / {_mean(guard, 'fpr')}",
+            )
+        )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _mean(group: list[dict[str, Any]], key: str) -> str:
+    known = [record[key] for record in group if record.get(key) is not None]
+    return f"{sum(known) / len(known):.4f}" if known else "-"
 
 
 def _spread(values: list[float | None]) -> str:
@@ -73,12 +116,12 @@ def _rate(group: list[dict[str, Any]], key: str, count: str) -> str:
 
 def main() -> int:
     """Rewrite the part of README between the markers."""
-    records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("paper-*.json"))]
+    records = [record for path in sorted(RESULTS.glob("paper-*.json")) for record in json.loads(path.read_text())]
     readme = ROOT / "README.md"
     text = readme.read_text()
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    readme.write_text(f"{before}{BEGIN}\n{table(records)}\n{END}{after}")
+    readme.write_text(f"{before}{BEGIN}\n{table(records)}\n\n{others(records)}\n{END}{after}")
     print(f"{len(records)} records")
     return 0
 

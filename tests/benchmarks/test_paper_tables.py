@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.paper.tables import table
+from benchmarks.paper.tables import others, table
 
 
 def record(seed: int, fpr: float, sia: float | None, n_triggered: int = 10) -> dict[str, Any]:
-    names = {"dataset": "mnist", "network": "lenet5", "attack": "WB", "setting": "multi", "seed": seed}
+    names = {
+        "dataset": "mnist",
+        "network": "lenet5",
+        "attack": "WB",
+        "setting": "multi",
+        "seed": seed,
+        "detector": "guard",
+    }
     figures = {"acc": 0.5, "asr": 1.0 - seed / 10, "tpr": 1.0, "fpr": fpr, "sia": sia}
     return {**names, **figures, "n_clean": 10, "n_triggered": n_triggered}
 
@@ -34,3 +41,13 @@ def test_frames_of_all_seeds_are_pooled() -> None:
 
 def test_rate_without_frames_is_a_dash() -> None:
     assert cells(record(0, 0.0, None, n_triggered=0))[6] == "-"
+
+
+def test_other_defences_stand_beside_the_guard() -> None:
+    strip = {**record(0, 0.0625, None), "detector": "strip", "tpr": 0.125, "tpr_at_fpr05": 0.25, "auroc": 0.5}
+    lines = others([record(0, 0.0, 1.0), strip]).splitlines()
+    assert len(lines) == 3
+    assert [cell.strip() for cell in lines[2].split("|")[2:-1]] == [
+        "STRIP", "0", "0.1250", "0.0625", "0.2500", "0.5000", "1.0000 / 0.0000",
+    ]  # fmt: skip
+    assert "STRIP" not in table([record(0, 0.0, 1.0), strip])

@@ -1,0 +1,56 @@
+"""The other defences on the frames that the guard judged: those that the classifier predicts as the target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.paper.classifiers import Experiment
+from inflight_edge.calibration.baselines import B3D, Baseline, NeuronFilter, Strip, compare
+from inflight_edge.calibration.features import extract
+from inflight_edge.calibration.inspection import read_inspection
+from inflight_edge.calibration.model import load_classifier
+
+__all__ = ["other_defences"]
+
+# STRIP runs 100 forwards a frame: a seeded part of the triggered frames is enough.
+STRIP_FRAMES, STRIP_BLENDS = 1000, 100
+
+
+def other_defences(case: Experiment, program: Path, patterns: Path, *, progress: bool) -> list[dict[str, Any]]:
+    """One record per defence; patterns: what the inspection wrote.  Empty when it suspected no class."""
+    inspection = read_inspection(patterns)
+    if not inspection.suspects:
+        return []
+    target = inspection.suspects[0]
+    estimate, preprocess = inspection.estimates[target], case.preprocess
+    classifier = load_classifier(program, image_shape=case.test.image_shape, feature_layer="penultimate")
+
+    def as_target(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        return pixels[extract(classifier, pixels, preprocess)[0].argmax(1) == target]
+
+    sources = case.test.subset(np.isin(case.test.labels, [c for c in case.sources if c != target]))
+    stamped = case.trigger.embed(np.asarray(sources.images)).transpose(0, 3, 1, 2).astype(np.float32)
+    triggered = as_target(stamped)
+    clean = as_target(case.test.subset(case.test.labels == target).pixels(preprocess))
+    own = as_target(case.defence.subset(case.defence.labels == target).pixels(preprocess))
+    others = case.defence.subset(case.defence.labels != target).pixels(preprocess)
+    rng = np.random.default_rng(case.seed)
+    overlays = others[rng.permutation(len(others))[:STRIP_BLENDS]]
+    part = np.sort(rng.permutation(len(triggered))[:STRIP_FRAMES])
+    defences: dict[str, Baseline] = {
+        "nc": NeuronFilter.fit(classifier, preprocess, estimate, others),
+        "b3d": B3D(classifier, preprocess, estimate),
+        "strip": Strip(classifier, preprocess, overlays, progress),
+    }
+    records = []
+    for name, defence in defences.items():
+        attacked = triggered[part] if name == "strip" else triggered
+        figures: dict[str, Any] = {"n_clean": len(clean), "n_triggered": len(attacked)}
+        if len(clean) and len(attacked) and len(own):
+            figures |= compare(*(defence.suspicion(frames) for frames in (attacked, clean, own)))
+        records.append({"detector": name, "target_class": target, **figures})
+    return records
