@@ -50,6 +50,10 @@ class Scorer:
     def __init__(self, guard: Guard, *, backend: Backend = "auto", instruction_set: str | None = None) -> None:
         if backend not in get_args(Backend):
             raise OptionError(f"backend: expected one of {', '.join(get_args(Backend))}, got {backend!r}")
+        if instruction_set is not None and backend not in ("auto", "cpu"):
+            raise OptionError(
+                f"instruction set: expected None for the backend {backend}, got {instruction_set!r}; only cpu has a choice"
+            )
         self.guard = guard
         self.backend: str = "cpu" if backend == "auto" else backend
         self.n_features = guard.n_features

@@ -39,6 +39,13 @@ def test_fastest_instruction_set_is_the_default(rng: np.random.Generator) -> Non
     assert instruction_sets()[-1] == "portable"
 
 
+@pytest.mark.parametrize("backend", ["cuda", "triton", "reference"])
+def test_instruction_set_of_a_backend_without_a_choice_is_refused(rng: np.random.Generator, backend: Backend) -> None:
+    guard = random_guard(rng, "diagonal", 2, 1, 3)
+    with pytest.raises(OptionError, match=rf"instruction set: expected None for the backend {backend}, got 'portable'"):
+        Scorer(guard, backend=backend, instruction_set="portable")
+
+
 def test_unknown_instruction_set_is_refused(rng: np.random.Generator) -> None:
     with pytest.raises(OptionError, match=r"instruction set: expected one of .*portable on this processor, got 'mmx'"):
         Scorer(random_guard(rng, "diagonal", 2, 1, 3), instruction_set="mmx")
