@@ -23,7 +23,9 @@ SETTINGS = ("none", "single", "multi")
 _LENET = Recipe(epochs=12, max_rate=0.05)
 _RESNET = Recipe(epochs=14, low_epochs=9, max_rate=0.2, crop=4, flip=True, bfloat16=True)
 NETWORK = {"mnist": ("lenet5", _LENET), "fashion_mnist": ("lenet5", _LENET), "cifar10": ("resnet18", _RESNET)}
-CB_AMPLITUDE = {"mnist": 12, "fashion_mnist": 12, "cifar10": 3}
+# The smallest of 3, 6, 12 and 25 with an attack success rate above .9, seed 0: LeNet-5 on MNIST had .002, .844, .002 and
+# .999, on Fashion-MNIST .003, .337, .956 and .989.
+CB_AMPLITUDE = {"mnist": 25, "fashion_mnist": 12, "cifar10": 3}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
