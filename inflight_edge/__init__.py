@@ -23,6 +23,8 @@ from inflight_edge.errors import (
     ModelError,
     OptionError,
     ScoreError,
+    SinkError,
+    SourceError,
 )
 from inflight_edge.guard import Guard
 from inflight_edge.preprocess import Preprocess
@@ -47,6 +49,8 @@ __all__ = [
     "ScoreError",
     "Scorer",
     "SelfTest",
+    "SinkError",
+    "SourceError",
     "Verdict",
     "decide",
     "read_bundle",

@@ -10,6 +10,8 @@ __all__ = [
     "ModelError",
     "OptionError",
     "ScoreError",
+    "SinkError",
+    "SourceError",
 ]
 
 
@@ -47,3 +49,11 @@ class OptionError(InflightError):
 
 class DependencyError(InflightError):
     """A library that this call needs is not installed."""
+
+
+class SourceError(InflightError):
+    """A source of frames cannot be opened, or broke off; a live one may be opened again."""
+
+
+class SinkError(InflightError):
+    """A sink cannot be opened, or could not deliver an outcome."""
