@@ -1,6 +1,7 @@
 # Every target makes its own environment in .venv; nothing else has to be installed but Python 3.10+ and gcc.
 PYTHON ?= python3
 VENV := .venv
+TRITON := .triton
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 DEMO_ARGUMENTS ?=
@@ -8,7 +9,7 @@ PREFIX ?= /usr/local
 PYX := inflight_edge/_preprocess.pyx inflight_edge/scoring/_cpu.pyx inflight_edge/scoring/_cuda.pyx
 SOURCES := setup.py pyproject.toml constraints.txt $(PYX) $(wildcard csrc/*.c csrc/*.h csrc/*.cu)
 
-.PHONY: demo test test-slow test-gpu test-arm check lint format bench install-c clean
+.PHONY: demo test test-slow test-gpu test-arm test-triton check lint format bench install-c clean
 
 demo: $(VENV)/installed
 	$(BIN)/inflight-edge demo $(DEMO_ARGUMENTS)
@@ -28,6 +29,11 @@ test-gpu: $(VENV)/installed-dev
 # Needs apt, or gcc-aarch64-linux-gnu, qemu-user and mmdebstrap; keeps what it makes in ARM_CACHE, .arm unless told.
 test-arm:
 	PYTHON=$(PYTHON) tests/arm/run.sh
+
+# The real tritonserver, Python backend, on the CPU: the server of the wheel nvidia-pytriton in .triton, which needs its
+# own NumPy; the models there run this checkout's code.
+test-triton: $(VENV)/installed-dev $(TRITON)/installed
+	TRITON_ENV=$(TRITON) $(BIN)/python -m pytest -m triton
 
 check: lint test
 
@@ -57,8 +63,14 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP) -c constraints.txt -e '.[calibration,dev]'
 	touch $@
 
+$(TRITON)/installed: $(SOURCES) $(wildcard inflight_edge/*.py inflight_edge/*/*.py)
+	test -x $(TRITON)/bin/python || $(PYTHON) -m venv $(TRITON)
+	$(TRITON)/bin/python -m pip --disable-pip-version-check install --quiet nvidia-pytriton==0.7.0 onnxruntime .
+	$(TRITON)/bin/python -m pip --disable-pip-version-check install --quiet --force-reinstall --no-deps .
+	touch $@
+
 clean:
-	rm -rf $(VENV) .arm build csrc/build benchmarks/latency/build dist *.egg-info demo
+	rm -rf $(VENV) $(TRITON) .arm build csrc/build benchmarks/latency/build dist *.egg-info demo
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f inflight_edge/*.so inflight_edge/scoring/*.so
 	rm -f inflight_edge/_preprocess.c inflight_edge/scoring/_cpu.c inflight_edge/scoring/_cuda.c

@@ -104,6 +104,43 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     _engine_arguments(bench)
 
+    triton = _add(
+        commands, "export-triton", "model repository for NVIDIA Triton Inference Server", "device", "export_triton"
+    )
+    triton.add_argument("bundle", type=Path, metavar="BUNDLE")
+    triton.add_argument("repository", type=Path, metavar="REPOSITORY")
+    triton.add_argument("--form", choices=("ensemble", "single"), default="ensemble", help="default %(default)s")
+    triton.add_argument(
+        "--runtime",
+        choices=("onnx", "tensorrt", "python"),
+        default="onnx",
+        help="what runs the network (default %(default)s)",
+    )
+    triton.add_argument("--name", default="inflight", help="of the served model (default %(default)s)")
+    triton.add_argument(
+        "--plan",
+        type=plan,
+        action="append",
+        metavar="CC=FILE",
+        help="TensorRT plan of a compute capability: 8.7=a.plan",
+    )
+    triton.add_argument(
+        "--max-batch", type=int, default=32, metavar="N", help="frames joined at most (default %(default)s)"
+    )
+    triton.add_argument(
+        "--instances", type=int, default=1, metavar="N", help="copies of each model (default %(default)s)"
+    )
+    triton.add_argument(
+        "--queue", type=int, default=256, metavar="N", help="requests that wait at most (default %(default)s)"
+    )
+    triton.add_argument(
+        "--python-path", action="append", metavar="FOLDER", help="in front of the server's module path; repeatable"
+    )
+    triton.add_argument(
+        "--guards-only", action="store_true", help="add the guards to an exported ensemble as a new version"
+    )
+    triton.add_argument("--json", action="store_true", help="JSON instead of lines")
+
     demo = _add(commands, "demo", "the whole path on handwritten digits", "workstation", "demo")
     demo.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for what is made (default %(default)s)")
@@ -168,6 +205,14 @@ def seed(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) < 2**31):
         raise argparse.ArgumentTypeError(f"expected an integer from 0 to {2**31 - 1}, got {text!r}")
     return int(text)
+
+
+def plan(text: str) -> tuple[str, str]:
+    """A compute capability and a plan's file, CC=FILE."""
+    capability, equals, path = text.partition("=")
+    if not (capability and equals and path):
+        raise argparse.ArgumentTypeError(f"expected CC=FILE such as 8.7=a.plan, got {text!r}")
+    return capability, path
 
 
 def number(text: str) -> float:

@@ -1,4 +1,4 @@
-"""Commands of the device's side: score, verify, bench, doctor."""
+"""Commands of the device's side: score, verify, bench, doctor, export-triton."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from inflight_edge.images import iter_images
 from inflight_edge.verdict import Decision, Verdict
 from inflight_edge.verify import verify as verify_bundle
 
-__all__ = ["bench", "doctor", "load_detector", "score", "verify"]
+__all__ = ["bench", "doctor", "export_triton", "load_detector", "score", "verify"]
 
 _HEADER = ("image", "decision", "predicted", "source", "margin", "reason")
 
@@ -80,6 +80,34 @@ def bench(options: argparse.Namespace) -> int:
         f"\n{machine['cpu']}, governor {machine['governor'] or 'unknown'}, scorer {figures['scorer']}, "
         f"engine {figures['engine']}, warm-up {figures['warm_up']} frames"
     )
+    return 0
+
+
+def export_triton(options: argparse.Namespace) -> int:
+    """Write a model repository, or a new version of its guards, and print what was made."""
+    from inflight_edge.serving.repository import Queue, export_guards, export_repository
+
+    if options.guards_only:
+        made = [export_guards(options.bundle, options.repository, name=options.name)]
+    else:
+        made = export_repository(
+            options.bundle,
+            options.repository,
+            form=options.form,
+            runtime=options.runtime,
+            name=options.name,
+            queue=Queue(max_batch=options.max_batch, instances=options.instances, size=options.queue),
+            plans=dict(options.plan or ()),
+            python_path=tuple(options.python_path or ()),
+        )
+    if options.json:
+        print(json.dumps([str(path) for path in made]))
+        return 0
+    print("\n".join(map(str, made)))
+    if options.guards_only:
+        print(f"next: tell the server to load {options.name}_scorer again, unless it polls the repository")
+    else:
+        print(f"next: tritonserver --model-repository={options.repository}")
     return 0
 
 

@@ -18,7 +18,7 @@ from inflight_edge.guard import Guard
 from inflight_edge.scoring import Backend, Scorer, predictor
 from inflight_edge.verdict import Decision, Verdict
 
-__all__ = ["ENGINES", "Detector", "make_engine"]
+__all__ = ["ENGINES", "Detector", "NoEngine", "make_engine"]
 
 FloatArray = NDArray[np.float32]
 ENGINES = ("onnxruntime",)
@@ -150,6 +150,16 @@ class Detector:
             decision, source = _by_limit(scorer, features, margin, self._limits[predicted])
         rows, classes = (scorer.score(features), scorer.guard.classes) if self.log_likelihoods else _NO_ROWS
         return Verdict(decision, predicted, None if source < 0 else source, margin, rows, classes)
+
+
+class NoEngine:
+    """Stands where no frame is classified: only logits and features are judged."""
+
+    name = "none"
+
+    def run(self, batch: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Always raises EngineError."""
+        raise EngineError("this detector was made without an engine; give it logits and features")
 
 
 def make_engine(bundle: Bundle, name: str, *, threads: int | None = None) -> Engine:

@@ -10,7 +10,7 @@ from typing import cast
 import numpy as np
 
 from inflight_edge.bundle import Bundle, read_bundle
-from inflight_edge.detector import ENGINES, Detector, make_engine
+from inflight_edge.detector import ENGINES, Detector, NoEngine, make_engine
 from inflight_edge.engines import Engine
 from inflight_edge.errors import DependencyError, InflightError
 from inflight_edge.guard import FloatArray
@@ -88,7 +88,7 @@ def _check_scorer(bundle: Bundle, backend: Backend) -> Iterator[Check]:
     """Log-likelihoods of the stored features under every guard, and the verdicts on stored logits and features."""
     test = bundle.self_test
     try:
-        detector = Detector(bundle, engine=_NoEngine(), scorer=backend)
+        detector = Detector(bundle, engine=NoEngine(), scorer=backend)
         for guard, expected in zip(bundle.guards, test.log_likelihoods, strict=True):
             got = detector.guards[guard.target].score_batch(test.features)
             yield _compare(f"scorer {backend}: log-likelihoods, target {guard.target}", got, expected, SCORER_TOLERANCE)
@@ -107,15 +107,6 @@ def _check_path(bundle: Bundle, engine: Engine, backend: Backend) -> Check:
     except InflightError as error:
         return Check(name, False, str(error))
     return _compare_verdicts(name, bundle, detector.run(list(bundle.self_test.frames)))
-
-
-class _NoEngine:
-    """Stands where no frame is classified."""
-
-    name = "none"
-
-    def run(self, batch: FloatArray) -> tuple[FloatArray, FloatArray]:
-        raise DependencyError("this detector was made without an engine")
 
 
 def _compare(name: str, got: FloatArray, expected: FloatArray, tolerance: float) -> Check:

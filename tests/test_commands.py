@@ -202,3 +202,17 @@ def test_doctor_prints_what_is_here_and_how_to_get_the_rest(capsys: pytest.Captu
     assert run("doctor", "--json") == 0
     records: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
     assert [record["name"] for record in records] == [component.name for component in components]
+
+
+def test_export_triton_says_what_it_made_and_what_is_next(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository = tmp_path / "repository"
+    assert run("export-triton", bundle, repository, "--name", "gate", "--runtime", "python") == 0
+    *made, following = capsys.readouterr().out.splitlines()
+    assert made == [str(repository / f"gate{part}") for part in ("_classifier", "_preprocess", "_scorer", "")]
+    assert following == f"next: tritonserver --model-repository={repository}"
+    assert run("export-triton", bundle, repository, "--name", "gate", "--guards-only", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == [str(repository / "gate_scorer" / "2")]
+    assert run("export-triton", bundle, repository, "--name", "gate") == 2
+    assert "exists already" in capsys.readouterr().err

@@ -81,9 +81,11 @@ def test_option_table_names_the_right_commands() -> None:
     for options, column in rows:
         everyone = set(parsers())
         if column.startswith("all"):
-            claimed = everyone - {word for word in re.findall(r"\w+", column.partition("but")[2]) if word in everyone}
+            claimed = everyone - {
+                word for word in re.findall(r"[\w-]+", column.partition("but")[2]) if word in everyone
+            }
         else:
-            claimed = set(re.findall(r"\w+", column))
+            claimed = set(re.findall(r"[\w-]+", column))
         for option in re.findall(r"--[a-z-]+", options):
             having = {name for name, parser in parsers().items() if option in options_of(parser)}
             assert claimed == having, option

@@ -25,6 +25,7 @@ class OnnxRuntimeEngine:
              (N, C) and ``features`` (N, D).  N may be free or fixed; a fixed N is met by chunks, the last padded.
     threads  threads per call; None leaves the choice to ONNX Runtime.
 
+    input_name; fixed_batch is N where it is fixed, else None.
     input_shape (channels, height, width), n_classes C and n_features D are None where the model leaves them free.
     Raises EngineError for a model that does not fit or keeps weights in other files, OptionError, and
     DependencyError without ONNX Runtime.
@@ -50,8 +51,7 @@ class OnnxRuntimeEngine:
             self._session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except self._errors as error:
             raise EngineError(f"model: expected an ONNX file, got {_line(error)}; export it again") from error
-        self._input, (batch, *sizes) = _only_input(self._session.get_inputs())
-        self._batch_size: int | None = batch
+        self.input_name, (self.fixed_batch, *sizes) = _only_input(self._session.get_inputs())
         self.input_shape: tuple[int | None, int | None, int | None] = (sizes[0], sizes[1], sizes[2])
         outputs = {output.name: output for output in self._session.get_outputs()}
         self.n_classes, self.n_features = (_width(outputs, name) for name in _OUTPUTS)
@@ -67,15 +67,15 @@ class OnnxRuntimeEngine:
         )
         if not fits or batch.shape[0] < 1:
             raise EngineError(f"batch: expected shape {shape} with N >= 1, got {batch.shape}; use Preprocess")
-        if self._batch_size is None:
+        if self.fixed_batch is None:
             return self._call(batch)
-        chunks = [self._call(chunk) for chunk in _chunks(batch, self._batch_size)]
+        chunks = [self._call(chunk) for chunk in _chunks(batch, self.fixed_batch)]
         logits, features = (np.concatenate(parts)[: batch.shape[0]] for parts in zip(*chunks, strict=True))
         return logits, features
 
     def _call(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         try:
-            inputs = {self._input: np.ascontiguousarray(batch)}
+            inputs = {self.input_name: np.ascontiguousarray(batch)}
             outputs = self._session.run(list(_OUTPUTS), inputs, self._run_options)
         except self._errors as error:
             raise EngineError(f"onnxruntime failed on a batch {batch.shape}: {_line(error)}") from error
