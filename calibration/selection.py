@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedKFold
 from threadpoolctl import threadpool_limits
@@ -103,6 +104,8 @@ def select(
 
     features  (N, D): clean ones of the target, triggered-by-estimate ones of every other class.
     labels    (N,) true classes.   n_folds  lowered where a class has fewer samples.
+    The folds run where joblib is told to, one after another unless told: joblib.parallel_config(backend="dask") spreads
+    them over a cluster.  The numbers do not depend on it.
     First the lowest verdict error; ties go to the lower source error, then to the higher held-out log-likelihood.
     Raises DataError when a class has too few samples.
     """
@@ -117,16 +120,14 @@ def select(
         options = candidates(features.shape[1], len(classes))
     scores = np.full((len(options), len(labels), len(classes)), np.nan)
     folds = StratifiedKFold(min(n_folds, smallest), shuffle=True, random_state=seed)
-    # Small matrices: on a busy machine the threads of the linear algebra wait on each other.
-    threads = threadpool_limits(1) if features.shape[1] < 1024 else nullcontext()
-    with (
-        threads,
-        tqdm(total=len(options) * folds.get_n_splits(), desc="densities", unit="fit", disable=not progress) as bar,
-    ):
-        for kept, held_out in folds.split(features64, labels):
-            for i, guard in enumerate(_fit_all(features64[kept], labels[kept], target, options)):
-                scores[i, held_out] = log_likelihoods(guard, features[held_out])
-                bar.update()
+    parts = list(folds.split(features64, labels))
+    with tqdm(parts, desc="densities", unit="fold", disable=not progress) as bar:
+        held = Parallel()(
+            delayed(_score_fold)(features64[kept], labels[kept], features[held_out], target, options)
+            for kept, held_out in bar
+        )
+    for (_, held_out), part in zip(parts, held, strict=True):
+        scores[:, held_out] = part
     trials = [_trial(option, score, labels, classes, target) for option, score in zip(options, scores, strict=True)]
     order = sorted(range(len(trials)), key=lambda i: _preference(trials[i]))
     ranked = [trials[i] for i in order]
@@ -139,6 +140,19 @@ def fit(features: NDArray[np.float32], labels: NDArray[np.int64], target: int, c
     """The guard of the chosen density, fitted to all features, with the held-out clean margins of the choice."""
     estimator = GuardEstimator(target, **asdict(choice.best.candidate)).fit(features, labels)
     return replace(estimator.guard_, clean_margins=choice.clean_margins)
+
+
+def _score_fold(
+    features: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    held_out: NDArray[np.float32],
+    target: int,
+    options: list[Candidate],
+) -> NDArray[np.float64]:
+    """Log-likelihoods (options, held-out samples, classes) under the guards fitted to a fold's features."""
+    # Small matrices: on a busy machine the threads of the linear algebra wait on each other.
+    with threadpool_limits(1) if features.shape[1] < 1024 else nullcontext():
+        return np.stack([log_likelihoods(guard, held_out) for guard in _fit_all(features, labels, target, options)])
 
 
 def _fit_all(

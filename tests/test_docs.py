@@ -224,7 +224,9 @@ def tracked_texts() -> dict[str, str]:
 
 def test_no_machine_path_and_no_registry_host() -> None:
     machine = re.compile(r"(?<![\w.~*-])/(?:root|work|home|Users|mnt|scratch|opt/(?:wheels|pypi))/")
-    host = re.compile(r"\b(?:pypi\.org|pythonhosted\.org|download\.pytorch\.org|pypi\.nvidia\.com|[\w-]+\.local)\b(?!\()")
+    host = re.compile(
+        r"\b(?:pypi\.org|pythonhosted\.org|download\.pytorch\.org|pypi\.nvidia\.com|[\w-]+\.local)\b(?!\()"
+    )
     found = tracked_texts()
     assert len(found) > 60
     for name, text in found.items():
