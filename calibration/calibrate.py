@@ -5,12 +5,14 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inflight_edge.bundle import Bundle, SelfTest
 from inflight_edge.calibration.datasets import ImageSet
+from inflight_edge.calibration.evidence import guard_evidence
 from inflight_edge.calibration.export import check_parity, export_onnx
 from inflight_edge.calibration.features import extract
 from inflight_edge.calibration.inspection import Inspection, check_accuracy
@@ -57,6 +59,7 @@ def calibrate(
     guards: list[Guard] = []
     choices: list[Choice] = []
     successes: list[float] = []
+    evidence: list[dict[str, Any]] = []
     frames: list[NDArray[np.float32]] = []
     for target in chosen:
         others = data.labels != target
@@ -70,6 +73,19 @@ def calibrate(
         choice = select(features[used], data.labels[used], target, seed=seed, progress=progress)
         guards.append(fit(features[used], data.labels[used], target, choice))
         choices.append(choice)
+        example = int(np.flatnonzero(others)[0])
+        evidence.append(
+            guard_evidence(
+                pixels[example],
+                triggered[example],
+                features[used],
+                data.labels[used],
+                target,
+                choice,
+                n_guards=len(chosen),
+                seed=seed,
+            )
+        )
         successes.append(float((predicted[others] == target).mean()))
         frames.extend((triggered[~others][:2], triggered[others][:: max(1, len(pixels) // 4)]))
     frames.append(pixels[:: max(1, len(pixels) // 4)])
@@ -79,8 +95,8 @@ def calibrate(
         "parity": parity,
         "inspection": inspection.rows(),
         "guards": [
-            {"target": target, "asr_estimated": success, "density": choice.as_dict()}
-            for target, success, choice in zip(chosen, successes, choices, strict=True)
+            {"target": target, "asr_estimated": success, "density": choice.as_dict(), "evidence": kept}
+            for target, success, choice, kept in zip(chosen, successes, choices, evidence, strict=True)
         ],
     }
     names = inspection.class_names or tuple(str(c) for c in range(classifier.n_classes))

@@ -1,4 +1,4 @@
-"""Commands of the workstation's side: inspect, calibrate, evaluate, demo."""
+"""Commands of the workstation's side: inspect, calibrate, evaluate, report, demo."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from inflight_edge.bundle import write_bundle
+from inflight_edge.bundle import read_bundle, write_bundle
 from inflight_edge.calibration.calibrate import calibrate as make_bundle
 from inflight_edge.calibration.datasets import ImageSet, load_images
 from inflight_edge.calibration.demo import run_demo
@@ -20,13 +20,14 @@ from inflight_edge.calibration.evaluate import evaluate as measure_detector
 from inflight_edge.calibration.inspection import Inspection, read_inspection
 from inflight_edge.calibration.inspection import inspect as run_inspection
 from inflight_edge.calibration.model import Classifier, classifier_from_program, input_channels, load_program
+from inflight_edge.calibration.report import render
 from inflight_edge.calibration.reversal.neural_cleanse import Settings
 from inflight_edge.cli import class_index, table
 from inflight_edge.commands import load_detector
 from inflight_edge.errors import BundleError, OptionError
 from inflight_edge.preprocess import Preprocess
 
-__all__ = ["calibrate", "demo", "evaluate", "inspect"]
+__all__ = ["calibrate", "demo", "evaluate", "inspect", "report"]
 
 
 def inspect(options: argparse.Namespace) -> int:
@@ -106,6 +107,25 @@ def evaluate(options: argparse.Namespace) -> int:
         print(json.dumps(figures, indent=1))
     else:
         print_figures(figures)
+    return 0
+
+
+def report(options: argparse.Namespace) -> int:
+    """Write a bundle's report."""
+    _check_parent("--out", options.out)
+    if options.out.is_dir():
+        raise OptionError(f"--out: expected a file, {options.out} is a folder; name a file such as report.html")
+    evaluation = None
+    if options.evaluation is not None:
+        try:
+            evaluation = json.loads(options.evaluation.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise OptionError(f"--evaluation: {options.evaluation}: expected JSON, got other text ({error})") from error
+        if not isinstance(evaluation, dict):
+            raise OptionError(f"--evaluation: {options.evaluation}: expected an object of figures; use evaluate --json")
+    text = render(read_bundle(options.bundle), name=options.bundle.resolve().name, evaluation=evaluation)
+    options.out.write_text(text, encoding="utf-8")
+    print(json.dumps({"report": str(options.out)}) if options.json else f"report: {options.out}")
     return 0
 
 

@@ -67,12 +67,18 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Choice:
-    """The winner with its reason, all trials in order of preference, and the winner's held-out clean margins."""
+    """The winner with its reason, all trials in order of preference, and the winner's held-out figures.
+
+    clean_margins  ascending, of the target's samples.    margins, sources  (N,) of every sample, in their order: nats, and
+    the best class but the target.
+    """
 
     best: Trial
     reason: str
     trials: tuple[Trial, ...]
     clean_margins: NDArray[np.float32]
+    margins: NDArray[np.float32]
+    sources: NDArray[np.int64]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for the bundle's metrics."""
@@ -131,9 +137,11 @@ def select(
     trials = [_trial(option, score, labels, classes, target) for option, score in zip(options, scores, strict=True)]
     order = sorted(range(len(trials)), key=lambda i: _preference(trials[i]))
     ranked = [trials[i] for i in order]
-    own = scores[order[0]][labels == target]
-    clean = np.sort(margins(own, int(np.searchsorted(classes, target)))).astype(np.float32)
-    return Choice(ranked[0], _reason(ranked), tuple(ranked), clean)
+    winner, row = scores[order[0]], int(np.searchsorted(classes, target))
+    held_out_margins = margins(winner, row).astype(np.float32)
+    clean = np.sort(held_out_margins[labels == target])
+    sources = classes[best_other(winner, row)]
+    return Choice(ranked[0], _reason(ranked), tuple(ranked), clean, held_out_margins, sources)
 
 
 def fit(features: NDArray[np.float32], labels: NDArray[np.int64], target: int, choice: Choice) -> Guard:

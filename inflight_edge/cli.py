@@ -91,6 +91,14 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="JSON instead of a table")
     _engine_arguments(evaluate)
 
+    report = _add(commands, "report", "one HTML file about a bundle, for people", "workstation", "report")
+    report.add_argument("bundle", type=Path, metavar="BUNDLE")
+    report.add_argument("--out", type=Path, default=Path("report.html"), help="the file (default %(default)s)")
+    report.add_argument(
+        "--evaluation", type=Path, metavar="FILE", help="output of `evaluate --json` on held-out frames"
+    )
+    report.add_argument("--json", action="store_true", help="JSON instead of a line")
+
     verify = _add(commands, "verify", "check a bundle on this machine", "device", "verify")
     verify.add_argument("bundle", type=Path, metavar="BUNDLE")
     verify.add_argument("--json", action="store_true", help="JSON instead of a table")

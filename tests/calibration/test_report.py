@@ -1,0 +1,141 @@
+"""The report holds what the calibration found, in one file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import poisoned
+import pytest
+from bundles import tiny_bundle
+from command_lines import run
+from PIL import Image
+
+from inflight_edge import DataError, write_bundle
+from inflight_edge.bundle import MAX_MANIFEST_BYTES
+from inflight_edge.calibration.evidence import guard_evidence
+from inflight_edge.calibration.report import render
+from inflight_edge.calibration.selection import Choice
+
+
+class Balanced(HTMLParser):
+    """Fails on a tag that is not closed."""
+
+    VOID = frozenset(["meta", "img", "path", "use", "rect"])
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def test_report_shows_guard_pictures_charts_confusion_and_versions() -> None:
+    text = render(poisoned.bundle(), name="digits")
+    parser = Balanced()
+    parser.feed(text)
+    assert parser.open == []
+    for part in ("Guard of 3", "Margins of held-out images", "Inferred source", "How it was made", "scikit-learn"):
+        assert part in text
+    assert text.count("<svg ") == 2
+    pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
+    images = [np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) for data in pictures]
+    assert [image.shape for image in images] == [(12, 12)] * 3
+    clean, triggered, _ = (image.astype(int) for image in images)
+    assert np.abs(triggered - clean)[-3:, -3:].max() > 100  # the trigger sits at the bottom right
+
+
+def test_report_needs_nothing_from_elsewhere() -> None:
+    text = render(poisoned.bundle(), name="digits")
+    outside = set(re.findall(r'(?:src|href)="(?!data:|#)([^"]*)"', text)) | set(
+        re.findall(r"url\((?!#)([^)]*)\)", text)
+    )
+    assert outside == set()
+    assert "<script" not in text
+    assert "@import" not in text
+
+
+def test_equal_bundles_give_equal_reports() -> None:
+    assert render(poisoned.bundle(), name="a") == render(poisoned.bundle(), name="a")
+
+
+def test_names_are_text_and_never_markup() -> None:
+    hostile = '<script>alert("1")</script>'
+    bundle = replace(poisoned.bundle(), class_names=(hostile, *poisoned.bundle().class_names[1:]), feature_layer="<i>x")
+    text = render(bundle, name="</title><b>")
+    assert "<script" not in text
+    assert "<i>" not in text
+    assert "</title><b>" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_evaluation_is_told_apart_from_the_calibrations_own_figures() -> None:
+    assert "No held-out frames were given" in render(poisoned.bundle(), name="a")
+    text = render(poisoned.bundle(), name="a", evaluation={"tpr": 0.98765, "fpr": None, "n_clean": 40})
+    assert "No held-out frames" not in text
+    assert "0.9877" in text
+    with pytest.raises(DataError, match="expected the output of `inflight-edge evaluate --json`"):
+        render(poisoned.bundle(), name="a", evaluation={"accuracy": 1.0})
+
+
+def test_bundle_of_other_tools_without_evidence_is_reported_as_far_as_it_goes() -> None:
+    text = render(tiny_bundle(), name="tiny")
+    assert "west, north" in text
+    assert "<svg" not in text
+
+
+def test_command_writes_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_bundle(poisoned.bundle(), tmp_path / "bundle")
+    figures = tmp_path / "figures.json"
+    figures.write_text(json.dumps({"tpr": 1.0, "n_triggered": 7}))
+    out = tmp_path / "report.html"
+    assert run("report", tmp_path / "bundle", "--out", out, "--evaluation", figures) == 0
+    assert capsys.readouterr().out == f"report: {out}\n"
+    assert out.read_text().startswith("<!doctype html>")
+    for content, message in (("{", "expected JSON"), ("[]", "expected an object of figures")):
+        figures.write_text(content)
+        assert run("report", tmp_path / "bundle", "--out", out, "--evaluation", figures) == 2
+        assert message in capsys.readouterr().err
+    assert run("report", tmp_path / "bundle", "--out", tmp_path) == 2
+    assert "is a folder" in capsys.readouterr().err
+
+
+def test_evidence_of_many_classes_fits_into_a_manifest() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(200), 100)
+    features = rng.standard_normal((len(labels), 8)).astype(np.float32)
+    margins = rng.standard_normal(len(labels)).astype(np.float32)
+    margins[:3] = [np.inf, -np.inf, 1e30]
+    choice = Choice(None, "", (), margins[labels == 7], margins, labels)  # type: ignore[arg-type]
+    image = rng.integers(0, 256, (3, 224, 224)).astype(np.float32)
+    kept = [guard_evidence(image, 255 - image, features, labels, 7, choice, n_guards=n, seed=0) for n in (1, 10, 200)]
+    sizes = [len(json.dumps(entry, allow_nan=False)) for entry in kept]
+    assert sizes[0] < MAX_MANIFEST_BYTES / 2
+    assert 10 * sizes[1] < MAX_MANIFEST_BYTES
+    assert 200 * sizes[2] < MAX_MANIFEST_BYTES
+    assert kept[0]["confusion"] == {"classes": [], "counts": []}
+
+
+def test_confusion_counts_a_missed_trigger_as_missed() -> None:
+    labels = np.array([0, 0, 1, 1, 2, 2])
+    choice = Choice(
+        None, "", (), np.zeros(2, np.float32),  # type: ignore[arg-type]
+        np.array([1, -1, 1, 1, -5, -5], np.float32), np.array([0, 0, 0, 1, 0, 1]),
+    )  # fmt: skip
+    features = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
+    image = np.zeros((1, 4, 4), np.float32)
+    kept = guard_evidence(image, image, features, labels, 2, choice, n_guards=1, seed=0)
+    assert kept["confusion"] == {"classes": [0, 1], "counts": [[1, 0, 1], [1, 1, 0]]}
+    assert kept["margins"] == {"clean": [-5.0, -5.0], "triggered": [1.0, -1.0, 1.0, 1.0]}
