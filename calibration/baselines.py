@@ -7,9 +7,9 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score, roc_curve
 from tqdm import tqdm
 
+from inflight_edge.calibration.evaluate import ranking
 from inflight_edge.calibration.features import extract
 from inflight_edge.calibration.model import Classifier
 from inflight_edge.calibration.reversal.neural_cleanse import PatchEstimate
@@ -123,15 +123,13 @@ def compare(triggered: Scores, clean: Scores, defence: Scores) -> dict[str, floa
         if not len(scores) or not np.isfinite(scores).all():
             raise DataError(f"{name}: expected finite suspicions of at least one frame, got {len(scores)}")
     threshold = np.quantile(defence, 0.95)
-    truth = np.repeat([1, 0], [len(triggered), len(clean)])
-    scores = np.concatenate([triggered, clean])
-    fpr, tpr, _ = roc_curve(truth, scores)
+    auroc, at_one, at_five = ranking(triggered, clean)
     return {
         "tpr": float((triggered > threshold).mean()),
         "fpr": float((clean > threshold).mean()),
-        "tpr_at_fpr01": float(tpr[fpr <= 0.01].max()),
-        "tpr_at_fpr05": float(tpr[fpr <= 0.05].max()),
-        "auroc": float(roc_auc_score(truth, scores)),
+        "tpr_at_fpr01": at_one,
+        "tpr_at_fpr05": at_five,
+        "auroc": auroc,
     }
 
 

@@ -15,6 +15,7 @@ from inflight_edge.calibration.attacks import Trigger, make_trigger, poison
 from inflight_edge.calibration.calibrate import calibrate
 from inflight_edge.calibration.datasets import ImageSet, load_digits
 from inflight_edge.calibration.evaluate import evaluate, frame_latency
+from inflight_edge.calibration.features import extract
 from inflight_edge.calibration.inspection import Inspection, inspect
 from inflight_edge.calibration.model import load_classifier
 from inflight_edge.calibration.networks import make_network
@@ -37,6 +38,10 @@ FIGURES = (
     "fpr",
     "sia",
     "sia_flagged",
+    "auroc",
+    "tpr_at_fpr01",
+    "tpr_at_fpr05",
+    "acc_source",
     "n_clean",
     "n_triggered",
     "engine_ms_p50",
@@ -122,6 +127,9 @@ def measure(
     save_picture(folder / "patterns.png", np.asarray(chosen.images)[0], trigger, inspection, target)
     figures |= {
         "target_class": target,
+        "acc_source": float(
+            (extract(classifier, chosen.pixels(preprocess), preprocess)[0].argmax(1) == chosen.labels).mean()
+        ),
         "asr_estimated": estimated.asr,
         "engine_ms_p50": float(np.percentile(engine_ns, 50) / 1e6),
         "engine_ms_p99": float(np.percentile(engine_ns, 99) / 1e6),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import roc_auc_score, roc_curve
 from tqdm import tqdm
 
 from inflight_edge.calibration.datasets import ImageSet
@@ -16,7 +16,7 @@ from inflight_edge.detector import Detector
 from inflight_edge.errors import DataError
 from inflight_edge.verdict import Decision, Verdict
 
-__all__ = ["Evaluation", "evaluate", "frame_latency", "judge"]
+__all__ = ["Evaluation", "evaluate", "frame_latency", "judge", "ranking"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ class Evaluation:
     fpr_all      share of all clean frames that are flagged: the easier protocol of the toolboxes.
     sia          share of judged triggered frames whose source class is found.  sia_flagged: of the flagged ones.
     auroc        of the margin, judged triggered against judged clean frames.
+    tpr_at_fpr01, tpr_at_fpr05  the best TPR of a threshold on the margin at an FPR of at most 1 and 5 % of these frames.
     n_invalid    frames without a judgement.
     Definitions: Li, Xiang, Miller, Kesidis, ICASSP 2022, section 5.2.
     """
@@ -42,6 +43,8 @@ class Evaluation:
     sia: float | None
     sia_flagged: float | None
     auroc: float | None
+    tpr_at_fpr01: float | None
+    tpr_at_fpr05: float | None
     n_clean: int
     n_triggered: int
     n_invalid: int
@@ -83,6 +86,7 @@ def evaluate(
     positives = [(v, y) for v, y in attacked if v.predicted in guarded and v.predicted != y]
     flagged = [(v, y) for v, y in positives if v.decision is Decision.TRIGGER]
     right = sum(v.source == y for v, y in flagged)
+    auroc, at_one, at_five = _ranking([v.margin for v, _ in positives], [v.margin for v in negatives])
     return Evaluation(
         acc=_share(
             sum(v.predicted == y for v, y in zip(clean_verdicts, clean_labels, strict=True)), len(clean_verdicts)
@@ -93,7 +97,9 @@ def evaluate(
         fpr_all=_share(sum(v.decision is Decision.TRIGGER for v in clean_verdicts), len(clean_verdicts)),
         sia=_share(right, len(positives)),
         sia_flagged=_share(right, len(flagged)),
-        auroc=_auroc([v.margin for v, _ in positives], [v.margin for v in negatives]),
+        auroc=auroc,
+        tpr_at_fpr01=at_one,
+        tpr_at_fpr05=at_five,
         n_clean=len(negatives),
         n_triggered=len(positives),
         n_invalid=sum(v.decision is Decision.INVALID for v in verdicts),
@@ -126,9 +132,16 @@ def _share(count: int, total: int) -> float | None:
     return count / total if total else None
 
 
-def _auroc(positives: list[float], negatives: list[float]) -> float | None:
-    """Area under the ROC curve; an infinite margin counts as the largest finite number of its sign."""
+def _ranking(positives: list[float], negatives: list[float]) -> tuple[float | None, float | None, float | None]:
+    """See ranking; an infinite margin counts as the largest finite number of its sign, NaN as 0."""
     if not positives or not negatives:
-        return None
-    margins = np.nan_to_num(np.array([*positives, *negatives]), nan=0.0)
-    return float(roc_auc_score([1] * len(positives) + [0] * len(negatives), margins))
+        return None, None, None
+    return ranking(np.nan_to_num(np.array(positives)), np.nan_to_num(np.array(negatives)))
+
+
+def ranking(positives: NDArray[np.float64], negatives: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Area under the ROC curve, and the best true positive rate at a false positive rate of at most 1 and 5 %."""
+    truth = np.repeat([1, 0], [len(positives), len(negatives)])
+    scores = np.concatenate([positives, negatives])
+    fpr, tpr, _ = roc_curve(truth, scores)
+    return float(roc_auc_score(truth, scores)), float(tpr[fpr <= 0.01].max()), float(tpr[fpr <= 0.05].max())

@@ -21,7 +21,17 @@ from inflight_edge.cli import _parser
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
 README, ARCHITECTURE, CONTRIBUTING, CHANGELOG = ((ROOT / name).read_text() for name in DOCUMENTS)
-OTHER_PROGRAMS = {"--dataset", "--attack", "--setting", "--seed", "--data", "--json"}  # of benchmarks.paper
+OTHER_PROGRAMS = {
+    "--dataset",
+    "--attack",
+    "--setting",
+    "--seed",
+    "--data",
+    "--json",
+    "--table",
+    "--resume",
+    "--runs",
+}  # of benchmarks.paper
 
 
 def fences(text: str, language: str = "") -> list[str]:
@@ -101,7 +111,11 @@ def test_benchmark_command_parses(monkeypatch: pytest.MonkeyPatch) -> None:
 
     seen: list[argparse.Namespace] = []
     monkeypatch.setattr(program, "run", stop)
-    (line,) = commands(README, "python -m benchmarks.paper")
+    monkeypatch.setattr(program, "run_table", stop)
+    table, line = commands(README, "python -m benchmarks.paper")
+    monkeypatch.setattr("sys.argv", shlex.split(table)[2:])
+    assert program.main() == 2
+    assert (seen.pop().table, "--resume" in table) == (4, True)
     monkeypatch.setattr("sys.argv", shlex.split(line)[2:])
     assert program.main() == 2
     assert (seen[0].dataset, seen[0].attack, seen[0].setting) == ("mnist", "WB", "multi")

@@ -1,5 +1,7 @@
-"""Measure one setting of the paper: train or load the attacked classifier, then the library's path, no hint given; the
-other defences on the same frames.
+"""The experiments of the paper: one setting, or all of a table.
+
+A table's settings run where joblib is told to (joblib.parallel_config), one after another unless told; each finished one
+is a file in the results' folder, so that an interrupted run goes on with ``--resume``.
 """
 
 from __future__ import annotations
@@ -7,94 +9,93 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
-import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.paper.classifiers import CB_AMPLITUDE, NETWORK, SETTINGS, experiment
-from benchmarks.paper.others import other_defences
+from joblib import Parallel, delayed
+
+from benchmarks.paper.classifiers import DATASETS, SETTINGS
+from benchmarks.paper.measure import TABLES, Setting, measure_setting
+from benchmarks.paper.tables import RESULTS
 from inflight_edge.calibration.attacks import ATTACKS
 from inflight_edge.calibration.commands import print_figures
-from inflight_edge.calibration.demo import export_program, measure
-from inflight_edge.calibration.threads import torch_threads
 from inflight_edge.errors import InflightError
 
-# Every record has these; None where a defence has no such figure.
-KEYS = (
-    "dataset", "network", "attack", "setting", "seed", "detector", "acc", "asr", "asr_estimated", "tpr", "fpr", "sia",
-    "sia_flagged", "auroc", "tpr_at_fpr01", "tpr_at_fpr05", "n_clean", "n_triggered",
-)  # fmt: skip
+# Of a record, what a person wants to see.
+_HIDDEN = ("recipe", "suspects", "commit", "python", "measured")
 
 
 def main() -> int:
-    """Run one setting and write one record."""
+    """Run one setting and write its records, or a table's settings."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.paper", description=__doc__)
-    parser.add_argument("--dataset", choices=sorted(NETWORK), required=True)
-    parser.add_argument("--attack", choices=ATTACKS, default="WB")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--table", type=int, choices=sorted(TABLES), help="every setting of a table of the paper")
+    what.add_argument("--dataset", choices=sorted(DATASETS), help="one setting of this data set")
+    parser.add_argument("--attack", choices=(*ATTACKS, "none"), default="WB")
     parser.add_argument("--setting", choices=SETTINGS, default="multi")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, required=True, help="folder with the data sets in their standard layouts")
     parser.add_argument("--runs", type=Path, help="folder that keeps trained classifiers and resumes their training")
-    parser.add_argument("--json", type=Path, help="file for the record")
+    parser.add_argument("--resume", action="store_true", help="with --table: leave out what has results already")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="with --table: folder of the results")
+    parser.add_argument("--json", type=Path, help="file for the records of one setting")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args()
     try:
-        with torch_threads(1 if NETWORK[options.dataset][0] == "lenet5" else None):
-            records = run(options)
+        if options.table is not None:
+            return run_table(options)
+        records = run(options)
     except InflightError as error:
         print(f"benchmarks.paper: error: {error}", file=sys.stderr)
         return 2
     if options.json is not None:
-        options.json.write_text(json.dumps(records, indent=1) + "\n")
-    for record in records:
-        print_figures({key: value for key, value in record.items() if value is not None and key != "recipe"})
+        write(records, options.json)
+    show(records)
     return 0
 
 
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The records of one setting: the guard's, then those of the other defences."""
-    started = time.perf_counter()
-    case = experiment(
-        options.dataset,
-        options.attack,
-        options.setting,
-        options.seed,
-        data=options.data,
-        runs=options.runs,
-        progress=not options.quiet,
+    """The records of the one setting that the options name."""
+    none = "none" in (options.attack, options.setting)
+    setting = Setting(
+        options.dataset, "none" if none else options.attack, "none" if none else options.setting, options.seed
     )
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        program = export_program(case.network, case.preprocess.input_shape, folder / "classifier.pt2")
-        figures = measure(
-            program,
-            case.preprocess,
-            case.trigger,
-            case.sources,
-            case.defence,
-            case.test,
-            folder,
-            started=started,
-            seed=options.seed,
-            progress=not options.quiet,
-        )
-        others = other_defences(case, program, folder / "patterns.safetensors", progress=not options.quiet)
-    identity = {
-        "dataset": options.dataset,
-        "network": case.network_name,
-        "attack": options.attack,
-        "setting": options.setting,
-        "seed": options.seed,
-        "recipe": asdict(case.recipe),
-        **({"amplitude": CB_AMPLITUDE[options.dataset]} if options.attack == "CB" else {}),
-    }
-    shared = {key: figures[key] for key in ("acc", "asr", "asr_estimated")}
-    return [
-        {**dict.fromkeys(KEYS), **identity, **shared, **figures}
-        for figures in ({"detector": "guard", **figures}, *others)
+    return measure_setting(setting, options.data, options.runs, progress=not options.quiet)
+
+
+def run_table(options: argparse.Namespace) -> int:
+    """Run what is missing of a table; the first failure ends it, what was finished stays."""
+    wanted = [
+        setting
+        for setting in TABLES[options.table]
+        if not (options.resume and (options.results / setting.file).exists())
     ]
+    print(f"table {options.table}: {len(wanted)} of {len(TABLES[options.table])} settings to run", file=sys.stderr)
+    options.results.mkdir(parents=True, exist_ok=True)
+    Parallel()(
+        delayed(run_to_file)(setting, options.data, options.runs, options.results, options.quiet) for setting in wanted
+    )
+    return 0
+
+
+def run_to_file(setting: Setting, data: Path, runs: Path | None, results: Path, quiet: bool) -> None:
+    """One setting of a table, in this process or another."""
+    records = measure_setting(setting, data, runs, progress=not quiet)
+    write(records, results / setting.file)
+    show(records)
+
+
+def write(records: list[dict[str, Any]], path: Path) -> None:
+    """Records to a file in one step."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(records, indent=1) + "\n")
+    partial.replace(path)
+
+
+def show(records: list[dict[str, Any]]) -> None:
+    """Records for people."""
+    for record in records:
+        print_figures({key: value for key, value in record.items() if value is not None and key not in _HIDDEN})
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,15 @@ from inflight_edge.calibration.baselines import B3D, Baseline, NeuronFilter, Str
 from inflight_edge.calibration.features import extract
 from inflight_edge.calibration.inspection import read_inspection
 from inflight_edge.calibration.model import load_classifier
+from inflight_edge.calibration.patching import patch
+from inflight_edge.calibration.train import predict
 
-__all__ = ["other_defences"]
+__all__ = ["RATES", "other_defences", "patching"]
 
 # STRIP runs 100 forwards a frame: a seeded part of the triggered frames is enough.
 STRIP_FRAMES, STRIP_BLENDS = 1000, 100
+# Learning rates of table 3.
+RATES = (10.0, 1.0, 0.1, 0.01, 0.001, 0.0001)
 
 
 def other_defences(case: Experiment, program: Path, patterns: Path, *, progress: bool) -> list[dict[str, Any]]:
@@ -53,4 +58,28 @@ def other_defences(case: Experiment, program: Path, patterns: Path, *, progress:
         if len(clean) and len(attacked) and len(own):
             figures |= compare(*(defence.suspicion(frames) for frames in (attacked, clean, own)))
         records.append({"detector": name, "target_class": target, **figures})
+    return records
+
+
+def patching(case: Experiment, patterns: Path, rates: Sequence[float] = RATES) -> list[dict[str, Any]]:
+    """Neural Cleanse's patching at each learning rate: its prediction is the source of the frames that reach the target."""
+    inspection = read_inspection(patterns)
+    if not inspection.suspects:
+        return []
+    target = inspection.suspects[0]
+    sources = case.test.subset(np.isin(case.test.labels, [c for c in case.sources if c != target]))
+    frames = case.trigger.embed(np.asarray(sources.images))
+    judged = predict(case.network, frames, case.preprocess) == target
+    clean = np.asarray(case.clean_training.images)
+    records = []
+    for rate in rates:
+        patched = patch(
+            case.network, clean, case.clean_training.labels, case.preprocess, inspection.estimates[target],
+            rate=rate, seed=case.seed,
+        )  # fmt: skip
+        guesses = predict(patched, frames[judged], case.preprocess)
+        accuracy = float((predict(patched, np.asarray(case.test.images), case.preprocess) == case.test.labels).mean())
+        right = float((guesses == sources.labels[judged]).mean()) if judged.any() else None
+        record = {"detector": "nc", "target_class": target, "learning_rate": rate, "n_triggered": int(judged.sum())}
+        records.append({**record, "sia": right, "acc_patched": accuracy})
     return records

@@ -13,7 +13,12 @@ from scipy.stats import binomtest
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-NAMES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
+NAMES = {
+    "mnist": "MNIST",
+    "fashion_mnist": "Fashion-MNIST",
+    "cifar10": "CIFAR-10",
+    "faces_standin": "stand-in for PubFig",
+}
 # Li, Xiang, Miller, Kesidis, ICASSP 2022, tables 2 and 4: TPR, FPR, SIA.
 PAPER = {
     ("mnist", "CB", "multi"): (1.0, 0.0033, 0.9413),
@@ -26,8 +31,20 @@ PAPER = {
     ("cifar10", "CB", "multi"): (0.9997, 0.0, 0.6946),
     ("cifar10", "SP", "multi"): (0.9454, 0.0, 0.632),
     ("cifar10", "WB", "multi"): (0.9992, 0.0, 0.8945),
+    ("faces_standin", "SQ", "multi"): (0.9856, 0.1428, 0.7194),
+    ("faces_standin", "WM", "multi"): (1.0, 0.1428, 0.5507),
 }
-HEADER = ("data, network, attack", "seeds", "ACC", "ASR", "TPR", "FPR", "SIA", "paper's TPR / FPR / SIA")
+HEADER = (
+    "data, network, attack",
+    "seeds",
+    "ACC",
+    "ASR",
+    "TPR",
+    "FPR",
+    "SIA",
+    "SIA / ACC of the source classes",
+    "paper's TPR / FPR / SIA",
+)
 
 
 def table(records: list[dict[str, Any]]) -> str:
@@ -42,12 +59,13 @@ def table(records: list[dict[str, Any]]) -> str:
         paper = PAPER.get((dataset, attack, setting))
         rows.append(
             (
-                f"{NAMES[dataset]}, {network}, {attack} {setting}-class",
+                _case(dataset, network, attack, setting),
                 ", ".join(str(record["seed"]) for record in sorted(group, key=lambda r: r["seed"])),
                 *(_spread([record[key] for record in group]) for key in ("acc", "asr")),
                 _rate(group, "tpr", "n_triggered"),
                 _rate(group, "fpr", "n_clean"),
                 _rate(group, "sia", "n_triggered"),
+                _spread([_ratio(record.get("sia"), record.get("acc_source")) for record in group]),
                 "-" if paper is None else " / ".join(f"{value:.4f}" for value in paper),
             )
         )
@@ -71,7 +89,8 @@ def others(records: list[dict[str, Any]]) -> str:
     """A Markdown table of the other defences beside the guard, means over the seeds."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
     for record in records:
-        groups[tuple(record[key] for key in ("dataset", "network", "attack", "setting", "detector"))].append(record)
+        if record.get("learning_rate") is None:
+            groups[tuple(record[key] for key in ("dataset", "network", "attack", "setting", "detector"))].append(record)
     rows = [OTHERS_HEADER, ("---",) * len(OTHERS_HEADER)]
     for (*case, detector), group in sorted(groups.items()):
         if detector == "guard":
@@ -80,7 +99,7 @@ def others(records: list[dict[str, Any]]) -> str:
         guard = groups[(*case, "guard")]
         rows.append(
             (
-                f"{NAMES[dataset]}, {network}, {attack} {setting}-class",
+                _case(dataset, network, attack, setting),
                 OTHERS[detector],
                 ", ".join(str(record["seed"]) for record in sorted(group, key=lambda r: r["seed"])),
                 *(_mean(group, key) for key in ("tpr", "fpr", "tpr_at_fpr05", "auroc")),
@@ -88,6 +107,35 @@ def others(records: list[dict[str, Any]]) -> str:
             )
         )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+PAPER_PATCHING = {10.0: 0.1114, 1.0: 0.4291, 0.1: 0.6033, 0.01: 0.8086, 0.001: 0.7103, 0.0001: 0.6348}
+
+
+def patching(records: list[dict[str, Any]]) -> str:
+    """A Markdown table of Neural Cleanse's patching: source accuracy at each learning rate, means over the seeds."""
+    groups: dict[tuple[str, ...], dict[float, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        if record.get("learning_rate") is not None:
+            case = tuple(record[key] for key in ("dataset", "network", "attack", "setting"))
+            groups[case][record["learning_rate"]].append(record)
+    if not groups:
+        return ""
+    rates = sorted(PAPER_PATCHING, reverse=True)
+    rows = [("SIA at learning rate", *(f"{rate:g}" for rate in rates)), ("---",) * (len(rates) + 1)]
+    for case, by_rate in sorted(groups.items()):
+        rows.append((_case(*case), *(_mean(by_rate[rate], "sia") for rate in rates)))
+    rows.append(("the paper, CIFAR-10, WB multi-class", *(f"{PAPER_PATCHING[rate]:.4f}" for rate in rates)))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _case(dataset: str, network: str, attack: str, setting: str) -> str:
+    what = {"none": "no attack", "all": f"{attack} all to all"}.get(setting, f"{attack} {setting}-class")
+    return f"{NAMES[dataset]}, {network}, {what}"
+
+
+def _ratio(one: float | None, other: float | None) -> float | None:
+    return None if one is None or not other else one / other
 
 
 def _mean(group: list[dict[str, Any]], key: str) -> str:
@@ -105,6 +153,7 @@ def _spread(values: list[float | None]) -> str:
 
 def _rate(group: list[dict[str, Any]], key: str, count: str) -> str:
     """Mean over the seeds, and the 95 % interval of the pooled frames (Clopper and Pearson)."""
+    group = [record for record in group if record[count] is not None]
     total = sum(record[count] for record in group)
     hits = sum(round(record[key] * record[count]) for record in group if record[count])
     if not total:
@@ -121,7 +170,8 @@ def main() -> int:
     text = readme.read_text()
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    readme.write_text(f"{before}{BEGIN}\n{table(records)}\n\n{others(records)}\n{END}{after}")
+    tables = "\n\n".join(text for text in (table(records), others(records), patching(records)) if text)
+    readme.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}")
     print(f"{len(records)} records")
     return 0
 

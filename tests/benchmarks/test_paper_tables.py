@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.paper.tables import others, table
+from benchmarks.paper.tables import others, patching, table
 
 
 def record(seed: int, fpr: float, sia: float | None, n_triggered: int = 10) -> dict[str, Any]:
@@ -29,7 +29,8 @@ def test_one_seed_has_an_interval_and_no_spread() -> None:
     row = cells(record(0, 0.0, 1.0))
     assert row[1:3] == ["0", "0.5000"]
     assert row[4:7] == ["1.0000 [0.6915, 1.0000]", "0.0000 [0.0000, 0.3085]", "1.0000 [0.6915, 1.0000]"]
-    assert row[7] == "1.0000 / 0.0022 / 0.9764"
+    assert row[7] == "-"
+    assert row[8] == "1.0000 / 0.0022 / 0.9764"
 
 
 def test_frames_of_all_seeds_are_pooled() -> None:
@@ -51,3 +52,24 @@ def test_other_defences_stand_beside_the_guard() -> None:
         "STRIP", "0", "0.1250", "0.0625", "0.2500", "0.5000", "1.0000 / 0.0000",
     ]  # fmt: skip
     assert "STRIP" not in table([record(0, 0.0, 1.0), strip])
+
+
+def test_source_accuracy_is_set_against_the_classifiers_own() -> None:
+    row = cells({**record(0, 0.0, 0.9), "acc_source": 0.95}, {**record(1, 0.0, 0.8), "acc_source": 0.8})
+    assert row[7] == "0.9737 (0.9474 to 1.0000)"
+
+
+def test_clean_classifier_has_its_row() -> None:
+    nothing = dict.fromkeys(("asr", "tpr", "fpr", "sia", "n_clean", "n_triggered"))
+    row = cells({**record(0, 0.0, None), **nothing, "attack": "none", "setting": "none"})
+    assert row == ["MNIST, lenet5, no attack", "0", "0.5000", *["-"] * 6]
+
+
+def test_patching_has_a_column_for_each_rate_and_is_no_filter() -> None:
+    rates = [{**record(seed, 0.0, sia), "detector": "nc", "learning_rate": 0.1} for seed, sia in ((0, 0.5), (1, 0.75))]
+    lines = patching(rates).splitlines()
+    assert lines[0] == "| SIA at learning rate | 10 | 1 | 0.1 | 0.01 | 0.001 | 0.0001 |"
+    assert lines[2] == "| MNIST, lenet5, WB multi-class | - | - | 0.6250 | - | - | - |"
+    assert "0.8086" in lines[3]
+    assert len(others(rates).splitlines()) == 2
+    assert patching([record(0, 0.0, 1.0)]) == ""

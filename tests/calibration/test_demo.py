@@ -21,7 +21,7 @@ from inflight_edge.calibration.networks import make_network
 from inflight_edge.verify import verify
 
 KEYS = (
-    "target_class acc asr asr_estimated tpr fpr sia sia_flagged n_clean n_triggered "
+    "target_class acc asr asr_estimated tpr fpr sia sia_flagged auroc tpr_at_fpr01 tpr_at_fpr05 acc_source n_clean n_triggered "
     "engine_ms_p50 engine_ms_p99 scorer_us_p50 scorer_us_p99 seconds"
 )
 

@@ -110,7 +110,7 @@ def test_figures_by_hand() -> None:
 
 def test_nothing_to_measure_is_none() -> None:
     nothing = measured(None, None)
-    assert nothing == Evaluation(None, None, None, None, None, None, None, None, 0, 0, 0)
+    assert nothing == Evaluation(*[None] * 10, 0, 0, 0)
     clean = measured([(3, accept(3)), (0, unguarded(0))], None)
     assert (clean.acc, clean.fpr, clean.fpr_all, clean.n_clean) == (1.0, 0.0, 0.0, 1)
     assert (clean.asr, clean.tpr, clean.sia, clean.sia_flagged, clean.auroc) == (None,) * 5

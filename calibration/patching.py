@@ -1,0 +1,61 @@
+"""Neural Cleanse's patching: unlearn the backdoor by fine-tuning; the patched network then names a trigger's source."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional as F
+
+from inflight_edge.calibration.reversal.neural_cleanse import PatchEstimate
+from inflight_edge.errors import DataError, OptionError
+from inflight_edge.preprocess import Preprocess
+
+__all__ = ["patch"]
+
+# Of the training images, and of those the ones that carry the estimated pattern under their true label.
+SHARE, STAMPED = 0.1, 0.2
+
+
+def patch(
+    network: nn.Module,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    preprocess: Preprocess,
+    estimate: PatchEstimate,
+    *,
+    rate: float,
+    batch: int = 32,
+    seed: int = 0,
+) -> nn.Module:
+    """A fine-tuned copy of a network, in evaluation mode: one epoch of plain SGD on a tenth of the clean training images.
+
+    images  (N, H, W, channels) uint8 of the network's own size, with their true labels (N,).
+    rate    learning rate.  The method leaves it open, and its result depends on it: see the sweep of the benchmark.
+    A rate that makes the weights infinite gives a network that answers class 0.  Raises DataError, OptionError.
+    Source: Wang et al., IEEE S&P 2019, section VI.C.
+    """
+    if not rate > 0.0 or batch < 1:
+        raise OptionError(f"rate, batch: expected rate > 0 and batch >= 1, got {rate}, {batch}")
+    rng = np.random.default_rng(seed)
+    chosen = rng.permutation(len(images))[: max(1, round(SHARE * len(images)))]
+    if len(chosen) < 2:
+        raise DataError(f"images: expected at least 20 to fine-tune with, got {len(images)}")
+    pixels = np.ascontiguousarray(images[chosen].transpose(0, 3, 1, 2), dtype=np.float32)
+    stamped = rng.permutation(len(chosen))[: round(STAMPED * len(chosen))]
+    pixels[stamped] = estimate.embed(pixels[stamped])
+    inputs, targets = torch.from_numpy(preprocess.normalise(pixels)), torch.from_numpy(labels[chosen])
+    patched = copy.deepcopy(network).train()
+    optimiser = torch.optim.SGD(patched.parameters(), lr=rate)
+    order = torch.from_numpy(rng.permutation(len(chosen)))
+    for positions in order.split(batch):
+        if len(positions) < 2:  # batch normalisation has no variance of one image
+            continue
+        loss = F.cross_entropy(patched(inputs[positions]), targets[positions])
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+    return patched.eval()
