@@ -68,14 +68,14 @@ class Experiment:
     test: ImageSet
     recipe: Recipe
     clean_training: ImageSet
+    target: int
 
     @property
     def sources(self) -> list[int]:
         """Classes that the attack poisoned; those it would poison where there is no attack."""
-        chosen = DATASETS[self.dataset]
         if self.setting == "single":
             return [0]
-        return [c for c in range(chosen.n_classes) if c != chosen.target or self.setting == "all"]
+        return [int(c) for c in np.unique(self.test.labels) if c != self.target or self.setting == "all"]
 
 
 def experiment(
@@ -108,7 +108,7 @@ def experiment(
     defence, rest = split_defence(held_out.labels, chosen.per_class, seed)
     return Experiment(
         dataset, chosen.network, attack, setting, seed, network, preprocess, trigger,
-        held_out.subset(defence), held_out.subset(rest), chosen.recipe, training,
+        held_out.subset(defence), held_out.subset(rest), chosen.recipe, training, chosen.target,
     )  # fmt: skip
 
 

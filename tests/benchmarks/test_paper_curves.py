@@ -1,0 +1,96 @@
+"""Robustness and ablation on a classifier of seconds: what is measured, not how well."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import poisoned
+import pytest
+
+from benchmarks.paper import ablation, robustness
+from benchmarks.paper.classifiers import Experiment
+from inflight_edge.calibration.inspection import Inspection
+from inflight_edge.calibration.train import Recipe
+
+
+@pytest.fixture(scope="module")
+def case() -> Experiment:
+    victim = poisoned.poisoned()
+    return Experiment(
+        "digits", "tiny", "WB", "multi", 0, victim.network, poisoned.PREPROCESS, victim.trigger, victim.defence,
+        victim.test, Recipe(1), victim.test, poisoned.TARGET,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def known_inspection(monkeypatch: pytest.MonkeyPatch) -> None:
+    def inspected(*_: object, **__: object) -> Inspection:
+        return poisoned.inspected()
+
+    monkeypatch.setattr(robustness, "inspect", inspected)
+    monkeypatch.setattr(ablation, "inspect", inspected)
+
+
+def images() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
+
+
+def test_changes_do_what_their_name_says() -> None:
+    frames = images()
+    assert np.array_equal(robustness.brightness(frames, 0), frames)
+    assert robustness.brightness(frames, 40).astype(int).sum() > frames.astype(int).sum()
+    assert np.array_equal(robustness.noise(frames, 0), frames)
+    assert np.array_equal(robustness.noise(frames, 8), robustness.noise(frames, 8))
+    assert np.array_equal(robustness.shift(frames, 1)[:, 1:, 1:], frames[:, :-1, :-1])
+    assert robustness.blur(frames, 1.0).std() < frames.std()
+    assert np.array_equal(robustness.blur(frames, 0), frames)
+    errors = [np.abs(robustness.jpeg(frames, q).astype(int) - frames).mean() for q in (95, 20)]
+    assert 0 < errors[0] < errors[1]
+    colour = np.repeat(frames, 3, axis=3)
+    assert robustness.jpeg(colour, 80).shape == colour.shape
+
+
+@pytest.mark.usefixtures("known_inspection")
+def test_robustness_has_a_record_for_every_change(
+    case: Experiment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(robustness, "CLEAN_COUNTS", (40,))
+    few = {name: (change, amounts[:2]) for name, (change, amounts) in robustness.CHANGES.items()}
+    monkeypatch.setattr(robustness, "CHANGES", few)
+    records = robustness.measure(case)
+    changes = {record["change"] for record in records}
+    assert changes == {*robustness.CHANGES, "clean images a class", "wrong target", "wrong target too"}
+    unchanged = [r for r in records if (r["change"], r["amount"]) in (("noise", 0), ("blur", 0), ("shift", 0))]
+    assert len({(r["tpr"], r["fpr"], r["sia"]) for r in unchanged}) == 1
+    assert unchanged[0]["tpr"] > 0.9
+    (missed,) = (r for r in records if r["change"] == "wrong target")
+    assert missed["n_triggered"] < unchanged[0]["n_triggered"] / 2  # frames of the true target pass unguarded
+    robustness.plot(records, tmp_path / "curves.svg")
+    assert (tmp_path / "curves.svg").read_text().count("axes_") >= 6
+
+
+@pytest.mark.usefixtures("known_inspection")
+def test_every_idea_is_judged_on_held_out_estimates_and_true_triggers(
+    case: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from networks_for_tests import export
+    from torch import zeros
+
+    from inflight_edge.calibration.model import classifier_from_program
+
+    def load(program: object, *, image_shape: tuple[int, int, int], feature_layer: str | None) -> object:
+        exported = export(case.network, zeros(2, 1, 12, 12), free={0: "batch"})
+        return classifier_from_program(exported, image_shape=image_shape, feature_layer=feature_layer)
+
+    monkeypatch.setattr(ablation, "export_program", lambda *_: Path())
+    monkeypatch.setattr(ablation, "load_classifier", load)
+    records = ablation.measure(case)
+    assert [record["idea"] for record in records] == [idea.name for idea in ablation.IDEAS]
+    for record in records:
+        assert all(
+            0.0 <= record[key] <= 1.0 for key in ("held_out_error", "held_out_source_error", "tpr", "fpr", "sia")
+        )
+    shipped = records[-1]
+    assert shipped["tpr"] > 0.95
+    assert shipped["held_out_error"] <= records[0]["held_out_error"]
