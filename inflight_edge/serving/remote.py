@@ -36,7 +36,8 @@ class RemoteDetector:
 
     url      http://HOST:PORT, grpc://HOST:PORT, or https:// and grpcs:// with TLS.
     model    name of the ensemble, or of the single network.
-    timeout  seconds that a request and all its repetitions may take; INVALID then.
+    timeout  seconds that a request and all its repetitions may take, INVALID then; up to twice that over HTTP when a
+             server takes the last one and says nothing.
 
     class_names: of the served bundle.  Any number of threads may call one object; each has its own connection.
     Raises OptionError, DependencyError without tritonclient, and EngineError when the server does not answer within

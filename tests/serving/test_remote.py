@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from typing import Any
 
@@ -161,6 +162,15 @@ def test_no_server_is_one_error_in_time() -> None:
         with pytest.raises(EngineError, match=r"127\.0\.0\.1:9: .*tried for 0.3 s"):
             RemoteDetector(f"{scheme}://127.0.0.1:9", timeout=0.3)
     assert time.monotonic() - started < 6
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_a_server_that_says_nothing_is_given_up(scheme: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        started = time.monotonic()
+        with pytest.raises(EngineError, match="tried for 0.5 s"):
+            RemoteDetector(f"{scheme}://127.0.0.1:{silent.getsockname()[1]}", timeout=0.5)
+        assert time.monotonic() - started < 4
 
 
 @pytest.mark.parametrize(
