@@ -1,0 +1,98 @@
+"""A thread that waits for a camera, so that nobody else has to."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Generator
+
+from inflight_edge.errors import InflightError, SourceError
+from inflight_edge.events import Frame
+
+__all__ = ["Background"]
+
+# Frames that may wait for their reader; then the thread stops reading, and the connection holds the sender back.
+_CAPACITY = 2
+
+
+class Background:
+    """Connects and reads in a thread of its own: ``open`` and ``read`` end in time, or at once when closed.
+
+    A library's call that hangs keeps the thread, not the caller; the thread ends with that call, and releases there
+    what it had opened.  Used once: another connection is another object.
+
+    connect  opens, and returns the generator of the frames, whose close() releases everything.
+    """
+
+    def __init__(self, connect: Callable[[], Generator[Frame, None, None]], name: str) -> None:
+        self._connect, self._name = connect, name
+        self._changed = threading.Condition()
+        self._frames: deque[Frame] = deque()
+        self._connected = self._ended = self._closed = False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=f"source {name}", daemon=True)
+
+    def open(self, timeout_s: float) -> None:
+        """Wait until it is connected.  Raises what ``connect`` raised, or SourceError."""
+        self._thread.start()
+        with self._changed:
+            self._changed.wait_for(lambda: self._connected or self._ended or self._closed, timeout_s)
+            if self._error is not None:
+                raise self._error
+            if self._closed:
+                raise SourceError(f"{self._name}: closed while it was opened")
+            if not self._connected:
+                raise SourceError(f"{self._name}: not connected within {timeout_s:g} s")
+
+    def read(self, timeout_s: float) -> Frame | None:
+        """The next frame; None when it ended or was closed.  Raises SourceError when nothing came, or it broke off."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._frames or self._ended or self._closed, timeout_s)
+            if self._closed:
+                return None
+            if self._frames:
+                frame = self._frames.popleft()
+                self._changed.notify_all()
+                return frame
+            if self._error is not None:
+                raise self._error
+            if not self._ended:
+                raise SourceError(f"{self._name}: no frame within {timeout_s:g} s")
+            return None
+
+    def close(self, patience_s: float = 0.5) -> None:
+        """End it, and wait for the thread as long as is usual; it may hang in the library for longer."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(patience_s)
+
+    def _run(self) -> None:
+        try:
+            frames = self._connect()
+            try:
+                with self._changed:
+                    self._connected = True
+                    self._changed.notify_all()
+                for frame in frames:
+                    if not self._put(frame):
+                        break
+            finally:
+                frames.close()
+        except InflightError as error:
+            self._error = error
+        except Exception as error:  # noqa: BLE001 - handed to the reader, who would wait for nothing else
+            self._error = SourceError(f"{self._name}: {type(error).__name__}: {' '.join(str(error).split())}")
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+    def _put(self, frame: Frame) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._frames) < _CAPACITY or self._closed)
+            if not self._closed:
+                self._frames.append(frame)
+                self._changed.notify_all()
+            return not self._closed

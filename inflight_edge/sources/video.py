@@ -1,0 +1,150 @@
+"""Video files and network cameras (RTSP), through PyAV."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Generator, Iterator
+from typing import Literal
+from urllib.parse import urlsplit
+
+from inflight_edge.errors import OptionError, SourceError
+from inflight_edge.events import Frame
+from inflight_edge.sources._background import Background
+from inflight_edge.sources._pyav import frames_of, open_video
+from inflight_edge.sources._replay import Replay
+from inflight_edge.uri import Uri, one_of, real_number
+
+__all__ = ["VIDEO_SUFFIXES", "RtspSource", "VideoSource", "from_uri", "rtsp_from_uri"]
+
+VIDEO_SUFFIXES = (
+    ".264", ".265", ".avi", ".flv", ".h264", ".h265", ".hevc", ".m2ts", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov",
+    ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv", ".y4m",
+)  # fmt: skip
+
+Transport = Literal["tcp", "udp"]
+
+
+class VideoSource(Replay):
+    """Frames of a video file, all of them; a rotation that a phone noted is not applied.
+
+    fps, loop see Replay: without ``fps`` the file's own rate is not kept.
+    A file that ends too early is a SourceError after its last frame; where its header announces no length (raw
+    streams, MPEG-TS) an early end cannot be told from the end.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, fps: float | None = None, loop: bool = False, name: str = ""
+    ) -> None:
+        self._path = os.fspath(path)
+        super().__init__(self._pictures, name=name or self._path, fps=fps, loop=loop)
+
+    def _pictures(self) -> Iterator[Frame]:
+        try:
+            if not stat.S_ISREG(os.stat(self._path).st_mode):
+                raise SourceError(f"{self.name}: expected a video file, got a folder or device")
+        except OSError as error:
+            raise SourceError(f"{self.name}: cannot be opened: {error.strerror}") from error
+        # Playlists name other files and servers: a file from a stranger must not choose what is read.
+        options = {"protocol_whitelist": "file"}
+        return frames_of(open_video(os.path.abspath(self._path), self.name, options=options), self.name)
+
+
+class RtspSource:
+    """A network camera.  Its frames are stamped when they are decoded, on this machine's clock.
+
+    url        rtsp://[user:password@]host[:port]/path, or rtsps://.
+    transport  tcp loses nothing; udp is there for cameras without tcp, and gives frames with a problem on losses.
+    timeout_s  to connect, and to wait for a frame, each.
+    low_delay  the decoder gives each frame at once, see frames_of: wrong order where the camera sends B-frames.
+    The end of the stream is a SourceError: a camera has none, so it is worth another try.
+    """
+
+    live = True
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        transport: Transport = "tcp",
+        timeout_s: float = 5.0,
+        low_delay: bool = False,
+        name: str = "",
+    ) -> None:
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname or "", f":{parts.port}" if parts.port else ""
+        except ValueError:
+            host = port = ""
+        if not host or parts.scheme not in ("rtsp", "rtsps"):
+            raise OptionError("RTSP address: expected rtsp://[user:password@]host[:port]/path, got something else")
+        if transport not in ("tcp", "udp"):
+            raise OptionError(f"transport: expected tcp or udp, got {transport!r}")
+        if not 0.0 < timeout_s <= 3600.0:
+            raise OptionError(f"timeout: expected seconds above 0, at most 3600, got {timeout_s}")
+        path = re.sub(r"(?i)((?:pass\w*|pwd|user\w*|token|key)=)[^/&_;]*", r"\1...", parts.path)
+        self.name = name or f"{parts.scheme}://{host}{port}{path}"
+        self._url, self._transport, self._timeout_s, self._low_delay = url, transport, timeout_s, low_delay
+        self._background: Background | None = None
+
+    def open(self) -> None:
+        """Connect.  Raises SourceError within the timeout, or once closed; DependencyError."""
+        self.close()
+        background = self._background = Background(self._connect, self.name)
+        try:
+            background.open(self._timeout_s + 1.0)  # FFmpeg's own timeout says more
+        except BaseException:
+            background.close()
+            raise
+
+    def _connect(self) -> Generator[Frame, None, None]:
+        options = {
+            "rtsp_transport": self._transport,
+            "protocol_whitelist": "rtsp,rtsps,rtp,srtp,udp,tcp,tls,crypto",
+            "timeout": str(int(self._timeout_s * 1e6)),  # of the socket, microseconds
+            "fflags": "nobuffer",
+            "analyzeduration": "1000000",
+            "allowed_media_types": "video",
+        }
+        if self._transport == "udp":
+            options["max_delay"] = "100000"  # microseconds to wait for a packet that came late
+        container = open_video(
+            self._url, self.name, format="rtsp", options=options, timeout_s=(self._timeout_s, self._timeout_s)
+        )
+        return self._frames(container)
+
+    def _frames(self, container: object) -> Generator[Frame, None, None]:
+        yield from frames_of(container, self.name, low_delay=self._low_delay)
+        raise SourceError(f"{self.name}: the server ended the stream")
+
+    def read(self) -> Frame | None:
+        """The next frame; None once closed.  Raises SourceError when it broke off or no frame came in time."""
+        background = self._background
+        return None if background is None else background.read(self._timeout_s)
+
+    def close(self) -> None:
+        """End the connection; a read or open that waits ends at once."""
+        if self._background is not None:
+            self._background.close()
+
+
+def from_uri(address: Uri) -> VideoSource:
+    """Source of ``video:PATH#fps=30&loop=1``.  Raises OptionError."""
+    return VideoSource(
+        address.rest,
+        fps=address.take("fps", real_number(0.001, 1e6), None),
+        loop=address.take("loop", one_of(("0", "1")), "0") == "1",
+        name=address.take("name", str, ""),
+    )
+
+
+def rtsp_from_uri(address: Uri) -> RtspSource:
+    """Source of ``rtsp://...#transport=udp&timeout=5&low_delay=1``.  Raises OptionError."""
+    return RtspSource(
+        f"{address.scheme}:{address.rest}",
+        transport="udp" if address.take("transport", one_of(("tcp", "udp")), "tcp") == "udp" else "tcp",
+        timeout_s=address.take("timeout", real_number(0.1, 3600.0), 5.0),
+        low_delay=address.take("low_delay", one_of(("0", "1")), "0") == "1",
+        name=address.take("name", str, ""),
+    )

@@ -1,0 +1,82 @@
+"""An RTSP server on loopback that streams numbered frames: ``python rtsp_server.py PORT CODEC FPS [FRAMES] [USER PASS]``.
+
+Every client gets frames 0, 1, 2, ... of its own, and after FRAMES of them the end.  Prints ``ready PORT``.
+A frame shows its number in 16 fields of black or white, 80 x 60 pixels each; pixels 0..255 in grey.
+"""
+
+from __future__ import annotations
+
+import sys
+
+WIDTH, HEIGHT, COLUMNS, BITS = 320, 240, 4, 16
+
+ENCODERS = {
+    "mjpeg": "jpegenc quality=95 ! rtpjpegpay name=pay0",
+    "h264": "x264enc tune=zerolatency speed-preset=ultrafast key-int-max=10 bitrate=2000 ! rtph264pay name=pay0",
+    "h264b": "x264enc bframes=2 b-adapt=false speed-preset=ultrafast key-int-max=12 bitrate=2000 ! rtph264pay name=pay0",
+}
+
+
+def picture(number: int) -> bytes:
+    """Grey pixels of a frame, row by row; bit i is field i, from the top left on."""
+    rows = []
+    for top in range(0, BITS, COLUMNS):
+        fields = [b"\xe0" if number >> (top + column) & 1 else b"\x20" for column in range(COLUMNS)]
+        rows.append(b"".join(field * (WIDTH // COLUMNS) for field in fields) * (HEIGHT * COLUMNS // BITS))
+    return b"".join(rows)
+
+
+def main() -> None:
+    import gi
+
+    gi.require_version("Gst", "1.0")
+    gi.require_version("GstRtspServer", "1.0")
+    from gi.repository import GLib, Gst, GstRtspServer
+
+    port, codec, fps = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    limit = int(sys.argv[4]) if len(sys.argv) > 4 else 1 << BITS
+    Gst.init(None)
+
+    def configure(factory: object, media: GstRtspServer.RTSPMedia) -> None:
+        source = media.get_element().get_by_name("source")
+        number = 0
+
+        def push() -> bool:
+            nonlocal number
+            if number >= limit:
+                source.emit("end-of-stream")
+                return False
+            buffer = Gst.Buffer.new_wrapped(picture(number))
+            buffer.duration = Gst.SECOND // fps
+            number += 1
+            return bool(source.emit("push-buffer", buffer) == Gst.FlowReturn.OK)
+
+        GLib.timeout_add(1000 // fps, push)
+
+    factory = GstRtspServer.RTSPMediaFactory()
+    factory.set_launch(
+        "( appsrc name=source is-live=true do-timestamp=true format=time "
+        f"caps=video/x-raw,format=GRAY8,width={WIDTH},height={HEIGHT},framerate={fps}/1 "
+        f"! videoconvert ! video/x-raw,format=I420 ! {ENCODERS[codec]} )"
+    )
+    factory.connect("media-configure", configure)
+    server = GstRtspServer.RTSPServer()
+    server.set_address("127.0.0.1")
+    server.set_service(port)
+    if len(sys.argv) > 6:
+        auth = GstRtspServer.RTSPAuth()
+        token = GstRtspServer.RTSPToken()
+        token.set_string("media.factory.role", "viewer")
+        auth.add_basic(GstRtspServer.RTSPAuth.make_basic(sys.argv[5], sys.argv[6]), token)
+        server.set_auth(auth)
+        factory.add_role_from_structure(
+            Gst.Structure.new_from_string("viewer, media.factory.access=true, media.factory.construct=true")
+        )
+    server.get_mount_points().add_factory("/stream", factory)
+    server.attach(None)
+    print("ready", server.get_bound_port(), flush=True)
+    GLib.MainLoop().run()
+
+
+if __name__ == "__main__":
+    main()
