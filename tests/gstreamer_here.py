@@ -69,5 +69,7 @@ def need(*elements: str, typelibs: Sequence[str] = ()) -> None:
 
 def environment(**more: str) -> dict[str, str]:
     """Environment of another process that needs this one's packages and gi."""
-    paths = [path for path in sys.path if path]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **more}
+    from inflight_edge.gstreamer.__main__ import environment as of_the_element
+
+    present = {**os.environ, "PYTHONPATH": _find()}
+    return {**os.environ, **of_the_element(present), **more}

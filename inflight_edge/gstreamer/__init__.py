@@ -5,8 +5,12 @@ The element itself is ``python/inflightdetect.py`` below PLUGIN_PATH, where GStr
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import math
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +19,19 @@ from numpy.typing import NDArray
 
 from inflight_edge._optional import require
 from inflight_edge.colour import Colour
-from inflight_edge.errors import DataError, DependencyError
+from inflight_edge.detector import Detector
+from inflight_edge.errors import DataError, DependencyError, InflightError
 from inflight_edge.events import Frame
+from inflight_edge.verdict import Decision, Verdict
 
-__all__ = ["CAPS", "PLUGIN_PATH", "Layout", "load"]
+__all__ = ["CAPS", "META_ID", "PLUGIN_PATH", "VERDICT", "Layout", "judge", "load", "register", "verdict_fields", "verdict_of"]
 
 PLUGIN_PATH = os.path.dirname(os.path.abspath(__file__))
 CAPS = "video/x-raw,format={RGB,BGR,GRAY8,NV12}"
+# Name of the element's message, of the metadata on a buffer, and of the structure in both.
+VERDICT = "inflight-verdict"
+# Tells its metadata from other regions of interest, whose elements count from 0.
+META_ID = 0x1F11E
 
 _CHANNELS = {"RGB": 3, "BGR": 3, "GRAY8": 1, "NV12": 1}
 _REMEDY = (
@@ -32,6 +42,7 @@ _REMEDY = (
 _FULL_RANGE = np.clip(np.rint((np.arange(256) - 16) * (255 / 219)), 0, 255).astype(np.uint8)
 
 
+@functools.cache
 def load() -> tuple[Any, Any]:
     """(Gst, GstVideo) of GStreamer 1.20 or newer, initialised.  Raises DependencyError."""
     gi = require("gi", _REMEDY)
@@ -41,9 +52,23 @@ def load() -> tuple[Any, Any]:
     except ValueError as error:
         raise DependencyError(f"GStreamer: {error}; {_REMEDY}") from error
     gst = require("gi.repository.Gst", _REMEDY)
+    require("gi.repository.GstApp", _REMEDY)  # gives an appsink its methods
     require("gi.overrides._gi_gst", _REMEDY)  # of python3-gst-1.0: without it a buffer is copied byte by byte
     gst.init(None)
     return gst, require("gi.repository.GstVideo", _REMEDY)
+
+
+def register() -> None:
+    """Make the element known to this process alone, which then needs no GST_PLUGIN_PATH.  Raises DependencyError."""
+    gst, _ = load()
+    if gst.ElementFactory.find("inflightdetect") is None:
+        path = os.path.join(PLUGIN_PATH, "python", "inflightdetect.py")
+        spec = importlib.util.spec_from_file_location("inflightdetect", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        gst.Element.register(None, "inflightdetect", gst.Rank.NONE, module.InflightDetect)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +96,7 @@ class Layout:
         if name not in _CHANNELS:
             raise DataError(f"caps: expected {CAPS}, got {caps.to_string()}; put `videoconvert` before")
         size = f"{info.width}x{info.height}"
-        full = info.colorimetry.range != video.VideoColorRange.RANGE_16_235
+        full = info.colorimetry.range.value_nick != "16-235"
         colour: Colour = "bgr" if name == "BGR" else "rgb"
         if name == "NV12":
             if info.width % 2 or info.height % 2:
@@ -127,3 +152,43 @@ class Layout:
             image[top : top + n] = plane
             top += n
         return image.reshape(self.height, self.width, 3) if self.format in ("RGB", "BGR") else image
+
+
+def judge(detector: Detector, frame: Frame) -> Verdict:
+    """Verdict on one frame, in its colour; INVALID for one with a problem, and when anything fails."""
+    if frame.pixels is None:
+        return Verdict(Decision.INVALID, reason=frame.problem)
+    try:
+        logits, features = detector.engine.run(detector.bundle.preprocess(frame.pixels, frame.colour)[None])
+        return detector.score(features[0], logits[0])
+    except Exception as error:  # noqa: BLE001 - whatever an engine raises, the frame must not pass
+        text = " ".join(str(error).split())
+        known = isinstance(error, InflightError)
+        return Verdict(Decision.INVALID, reason=text if known else f"{type(error).__name__}: {text}")
+
+
+def verdict_fields(verdict: Verdict, class_names: Sequence[str]) -> dict[str, Any]:
+    """A verdict as the fields of a GstStructure: text, integers, floats and booleans; what there is none of is left out."""
+    fields: dict[str, Any] = {"decision": verdict.decision.value, "passes": verdict.passes}
+    for key, index in (("predicted", verdict.predicted), ("source", verdict.source)):
+        if index is not None:
+            fields |= {key: index, f"{key}-name": class_names[index]}
+    if math.isfinite(verdict.margin):
+        fields["margin"] = verdict.margin
+    if verdict.reason:
+        fields["reason"] = verdict.reason
+    return fields
+
+
+def verdict_of(buffer: Any) -> dict[str, Any] | None:
+    """Fields that ``inflightdetect`` put on a buffer; None on one that it did not judge.
+
+    decision, passes, frame, pts; where there are such: predicted, predicted-name, source, source-name, margin, reason.
+    """
+    _, video = load()
+    meta = video.buffer_get_video_region_of_interest_meta_id(buffer, META_ID)
+    structure = meta.get_param(VERDICT) if meta is not None else None
+    if structure is None:
+        return None
+    names = [structure.nth_field_name(i) for i in range(structure.n_fields())]
+    return {name: structure.get_value(name) for name in names}

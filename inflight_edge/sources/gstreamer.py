@@ -10,7 +10,7 @@ from typing import Any
 from inflight_edge.errors import DataError, OptionError, SourceError
 from inflight_edge.events import Frame
 from inflight_edge.gstreamer import CAPS, Layout, load
-from inflight_edge.uri import Uri, one_of, real_number, whole_number
+from inflight_edge.uri import Uri, one_of, real_number, whole_number, without_secrets
 
 __all__ = ["GStreamerSource", "csi_pipeline", "from_uri", "preset_from_uri", "usb_pipeline"]
 
@@ -53,27 +53,35 @@ class GStreamerSource:
         self.close()
         with self._changing:
             self._closed = False
-            self._pipeline, self._sink = self._build(gst)
+            self._pipeline, self._sink = pipeline, _ = self._build(gst)
             self._caps = self._layout = None
-            started = self._pipeline.set_state(gst.State.PLAYING)
         try:
-            deadline = time.monotonic() + self._timeout_s
-            while started == gst.StateChangeReturn.ASYNC and not self._closed:
-                self._raise_error(gst)
-                started, _, _ = self._pipeline.get_state(int(_POLL_S * gst.SECOND))
-                if started == gst.StateChangeReturn.ASYNC and time.monotonic() > deadline:
-                    raise SourceError(f"{self.name}: the pipeline did not start within {self._timeout_s:g} s")
+            self._start(gst, pipeline)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, gst: Any, pipeline: Any) -> None:
+        """Pause it, which tells live from not, then let it run.  Raises SourceError, OptionError."""
+        change = gst.StateChangeReturn
+        deadline = time.monotonic() + self._timeout_s
+        reached = pipeline.set_state(gst.State.PAUSED)
+        while reached == change.ASYNC and not self._closed:
             self._raise_error(gst)
-            if self._closed or started == gst.StateChangeReturn.FAILURE:
-                raise SourceError(f"{self.name}: " + ("closed while it was opened" if self._closed else "cannot start"))
-            if self._declared is None and started != gst.StateChangeReturn.NO_PREROLL:
+            if time.monotonic() > deadline:
+                raise SourceError(f"{self.name}: the pipeline did not start within {self._timeout_s:g} s")
+            reached, _, _ = pipeline.get_state(int(_POLL_S * gst.SECOND))
+        self._raise_error(gst)
+        if not self._closed and reached != change.FAILURE:
+            if self._declared is None and reached != change.NO_PREROLL:
                 raise OptionError(
                     f"{self.name}: the pipeline is not live: it waits for its reader; say #live=0 to judge every frame, "
                     "or #live=1 to drop those for which there is no time"
                 )
-        except BaseException:
-            self.close()
-            raise
+            reached = pipeline.set_state(gst.State.PLAYING)
+            self._raise_error(gst)
+        if self._closed or reached == change.FAILURE:
+            raise SourceError(f"{self.name}: " + ("closed while it was opened" if self._closed else "cannot start"))
 
     def _build(self, gst: Any) -> tuple[Any, Any]:
         try:
@@ -82,6 +90,8 @@ class GStreamerSource:
             if type(error).__name__ != "Error":
                 raise
             raise OptionError(f"{self.name}: not a pipeline: {_line(getattr(error, 'message', error))}") from None
+        if not isinstance(pipeline, gst.Bin):
+            raise OptionError(f"{self.name}: expected a source of video before the appsink, got one element")
         sinks = [e for e in _elements(pipeline) if e.get_factory() and e.get_factory().get_name() == "appsink"]
         if len(sinks) != 1:
             raise OptionError(f"{self.name}: expected one appsink in the pipeline, got {len(sinks)}")
@@ -134,7 +144,8 @@ class GStreamerSource:
             error, debug = message.parse_error()
             # The last line of the debug text says what the element was doing; the others, where in its source.
             detail = _line((debug or "").strip().rpartition("\n")[2])
-            raise SourceError(f"{self.name}: {message.src.get_name()}: {_line(error.message)} ({detail})")
+            hint = "; put `videoconvert` before the appsink" if "not-negotiated" in detail else ""
+            raise SourceError(f"{self.name}: {message.src.get_name()}: {_line(error.message)} {detail}{hint}")
 
     def close(self) -> None:
         """Stop the pipeline; a read that waits ends at once."""
@@ -147,9 +158,7 @@ class GStreamerSource:
 
 
 def _elements(pipeline: Any) -> list[Any]:
-    """All elements of a pipeline, those of its bins too; the element alone where it is no bin."""
-    if not hasattr(pipeline, "iterate_recurse"):
-        return [pipeline]
+    """All elements of a pipeline, those of its bins too."""
     found, iterator = [], pipeline.iterate_recurse()
     while True:
         result, element = iterator.next()
@@ -178,6 +187,7 @@ def usb_pipeline(device: int, *, width: int = 640, height: int = 480, fps: int =
 
 def from_uri(address: Uri) -> GStreamerSource:
     """Source of ``gst:PIPELINE#live=0&timeout=10&name=NAME``.  Raises OptionError."""
+    address.text = "gst:..."  # for messages: a pipeline may hold a password
     live = address.take("live", one_of(("0", "1")), "")
     return GStreamerSource(
         address.rest,
@@ -209,4 +219,4 @@ def preset_from_uri(address: Uri) -> GStreamerSource:
 
 
 def _line(text: object) -> str:
-    return " ".join(str(text).split())[:300]
+    return without_secrets(" ".join(str(text).split()))[:300]
