@@ -37,12 +37,13 @@ class Background:
         self._thread.start()
         with self._changed:
             self._changed.wait_for(lambda: self._connected or self._ended or self._closed, timeout_s)
-            if self._error is not None:
-                raise self._error
             if self._closed:
                 raise SourceError(f"{self._name}: closed while it was opened")
-            if not self._connected:
-                raise SourceError(f"{self._name}: not connected within {timeout_s:g} s")
+            if self._connected:
+                return  # also when it has ended since: its frames wait, and the error behind them
+            if self._error is not None:
+                raise self._error
+            raise SourceError(f"{self._name}: not connected within {timeout_s:g} s")
 
     def read(self, timeout_s: float) -> Frame | None:
         """The next frame; None when it ended or was closed.  Raises SourceError when nothing came, or it broke off."""
