@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import importlib
 import importlib.util
 import os
@@ -19,6 +20,7 @@ import pytest
 _SYSTEM = Path("/usr/lib/python3/dist-packages/gi")
 
 
+@functools.cache
 def _find() -> str:
     """The folder that PYTHONPATH needs, "" when none is, for `import gi`.  Raises ImportError.
 

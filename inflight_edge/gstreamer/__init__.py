@@ -5,12 +5,13 @@ The element itself is ``python/inflightdetect.py`` below PLUGIN_PATH, where GStr
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib.util
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,14 +25,25 @@ from inflight_edge.errors import DataError, DependencyError, InflightError
 from inflight_edge.events import Frame
 from inflight_edge.verdict import Decision, Verdict
 
-__all__ = ["CAPS", "META_ID", "PLUGIN_PATH", "VERDICT", "Layout", "judge", "load", "register", "verdict_fields", "verdict_of"]
+__all__ = [
+    "CAPS",
+    "MESSAGE",
+    "META",
+    "PLUGIN_PATH",
+    "Layout",
+    "attach",
+    "judge",
+    "load",
+    "register",
+    "verdict_fields",
+    "verdict_of",
+]
 
 PLUGIN_PATH = os.path.dirname(os.path.abspath(__file__))
 CAPS = "video/x-raw,format={RGB,BGR,GRAY8,NV12}"
-# Name of the element's message, of the metadata on a buffer, and of the structure in both.
-VERDICT = "inflight-verdict"
-# Tells its metadata from other regions of interest, whose elements count from 0.
-META_ID = 0x1F11E
+# Name of the element's message on the bus, and of the metadata (GstCustomMeta) on a buffer: the same fields in both.
+MESSAGE = "inflight-verdict"
+META = "InflightVerdictMeta"
 
 _CHANNELS = {"RGB": 3, "BGR": 3, "GRAY8": 1, "NV12": 1}
 _REMEDY = (
@@ -185,10 +197,40 @@ def verdict_of(buffer: Any) -> dict[str, Any] | None:
 
     decision, passes, frame, pts; where there are such: predicted, predicted-name, source, source-name, margin, reason.
     """
-    _, video = load()
-    meta = video.buffer_get_video_region_of_interest_meta_id(buffer, META_ID)
-    structure = meta.get_param(VERDICT) if meta is not None else None
-    if structure is None:
+    _metadata()
+    meta = buffer.get_custom_meta(META)
+    if meta is None:
         return None
+    structure = meta.get_structure()
     names = [structure.nth_field_name(i) for i in range(structure.n_fields())]
     return {name: structure.get_value(name) for name in names}
+
+
+def attach(buffer: Any, fields: Mapping[str, Any]) -> None:
+    """Put a verdict's fields, each a GObject.Value, on a buffer.  Raises RuntimeError when it does not hold them then."""
+    library = _metadata()
+    if buffer.get_custom_meta(META) is not None:
+        raise RuntimeError("the buffer carries one already: use one inflightdetect in a row")
+    meta = buffer.add_custom_meta(META)
+    if meta is None:
+        raise RuntimeError("the buffer is not writable")
+    # The bindings give a copy of the structure, which cannot be filled in.  The hash of a binding is its C address.
+    structure = library.gst_custom_meta_get_structure(hash(meta))
+    for name, value in fields.items():
+        library.gst_structure_set_value(structure, name.encode(), hash(value))
+    if verdict_of(buffer) != {name: value.get_value() for name, value in fields.items()}:
+        raise RuntimeError("the metadata does not hold it")
+
+
+@functools.cache
+def _metadata() -> ctypes.CDLL:
+    """GStreamer's library, once the metadata is registered."""
+    gst, _ = load()
+    if gst.Meta.get_info(META) is None:
+        gst.Meta.register_custom(META, [], None, None, None)
+    library = ctypes.CDLL("libgstreamer-1.0.so.0")
+    library.gst_custom_meta_get_structure.argtypes = [ctypes.c_void_p]
+    library.gst_custom_meta_get_structure.restype = ctypes.c_void_p
+    library.gst_structure_set_value.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    library.gst_structure_set_value.restype = None
+    return library

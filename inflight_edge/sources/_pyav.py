@@ -37,11 +37,15 @@ def open_video(
     Raises SourceError, whose text never holds the address (it may hold a password), and DependencyError.
     """
     av = require("av", REMEDY)
+    began = time.monotonic()
     try:
         container = av.open(path, format=format, options=dict(options or {}), timeout=timeout_s)
     except (av.error.FFmpegError, OSError, ValueError) as error:
+        # A time-out while it reads an answer is "invalid data" to FFmpeg.
+        late = timeout_s is not None and time.monotonic() - began >= timeout_s[0]
+        text = f"no answer within {timeout_s[0]:g} s" if timeout_s is not None and late else reason(error)
         # `from None` here and below: FFmpeg's own text holds the address.
-        raise SourceError(f"{name}: cannot be opened: {reason(error)}") from None
+        raise SourceError(f"{name}: cannot be opened: {text}") from None
     if not container.streams.video:
         container.close()
         raise SourceError(f"{name}: expected a video, got no video stream")

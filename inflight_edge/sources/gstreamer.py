@@ -67,11 +67,12 @@ class GStreamerSource:
         deadline = time.monotonic() + self._timeout_s
         reached = pipeline.set_state(gst.State.PAUSED)
         while reached == change.ASYNC and not self._closed:
-            self._raise_error(gst)
-            if time.monotonic() > deadline:
-                raise SourceError(f"{self.name}: the pipeline did not start within {self._timeout_s:g} s")
             reached, _, _ = pipeline.get_state(int(_POLL_S * gst.SECOND))
-        self._raise_error(gst)
+            if reached == change.ASYNC:
+                self._raise_error(gst)
+                if time.monotonic() > deadline:
+                    raise SourceError(f"{self.name}: the pipeline did not start within {self._timeout_s:g} s")
+        # An error from here on waits for its turn behind the frames that came before it.
         if not self._closed and reached != change.FAILURE:
             if self._declared is None and reached != change.NO_PREROLL:
                 raise OptionError(
@@ -79,8 +80,8 @@ class GStreamerSource:
                     "or #live=1 to drop those for which there is no time"
                 )
             reached = pipeline.set_state(gst.State.PLAYING)
-            self._raise_error(gst)
         if self._closed or reached == change.FAILURE:
+            self._raise_error(gst)
             raise SourceError(f"{self.name}: " + ("closed while it was opened" if self._closed else "cannot start"))
 
     def _build(self, gst: Any) -> tuple[Any, Any]:
@@ -142,10 +143,11 @@ class GStreamerSource:
         message = pipeline and pipeline.get_bus().pop_filtered(gst.MessageType.ERROR)
         if message:
             error, debug = message.parse_error()
-            # The last line of the debug text says what the element was doing; the others, where in its source.
-            detail = _line((debug or "").strip().rpartition("\n")[2])
+            # The first line of the debug text is a place in the element's source, the second its reason.
+            detail = _line((debug or "").strip().partition("\n")[2])
             hint = "; put `videoconvert` before the appsink" if "not-negotiated" in detail else ""
-            raise SourceError(f"{self.name}: {message.src.get_name()}: {_line(error.message)} {detail}{hint}")
+            text = f"{_line(error.message)} {detail}".strip()
+            raise SourceError(f"{self.name}: {message.src.get_name()}: {text}{hint}")
 
     def close(self) -> None:
         """Stop the pipeline; a read that waits ends at once."""

@@ -9,14 +9,12 @@ from __future__ import annotations
 import gi
 
 gi.require_version("GstBase", "1.0")
-gi.require_version("GstVideo", "1.0")
 
-from gi.repository import GLib, GObject, Gst, GstBase, GstVideo  # noqa: E402
+from gi.repository import GLib, GObject, Gst, GstBase  # noqa: E402
 
 from inflight_edge.detector import Detector  # noqa: E402
 from inflight_edge.errors import DataError, InflightError  # noqa: E402
-from inflight_edge.events import Frame  # noqa: E402
-from inflight_edge.gstreamer import CAPS, META_ID, VERDICT, Layout, judge, load, verdict_fields, verdict_of  # noqa: E402
+from inflight_edge.gstreamer import CAPS, MESSAGE, Layout, attach, judge, load, verdict_fields  # noqa: E402
 from inflight_edge.verdict import Decision, Verdict  # noqa: E402
 
 load()
@@ -26,9 +24,8 @@ _CAPS = Gst.Caps.from_string(CAPS)
 class InflightDetect(GstBase.BaseTransform):  # type: ignore[misc]
     """Judges each buffer with the detector of a bundle; the pixels pass unchanged.
 
-    The verdict is a GstVideoRegionOfInterestMeta of type ``inflight-verdict`` over the whole image, whose parameter
-    ``inflight-verdict`` is a structure, and an element message with the same structure.  (Custom metadata of
-    GStreamer cannot be filled in from Python: get_structure() returns a copy.)
+    The verdict is custom metadata (GstCustomMeta, InflightVerdictMeta), which other elements carry along, and an element
+    message with the same fields.
     Fails closed: what cannot be judged is invalid, and a buffer whose verdict cannot be attached is an error.
     """
 
@@ -98,39 +95,31 @@ class InflightDetect(GstBase.BaseTransform):  # type: ignore[misc]
     def do_transform_ip(self, buffer: Gst.Buffer) -> Gst.FlowReturn:
         """Judge one buffer.  An exception that left this method would be printed, and the buffer passed on as it is."""
         try:
-            frame, verdict = self._judge(buffer)
+            verdict = self._judge(buffer)
         except Exception as error:  # noqa: BLE001 - whatever fails, the buffer must not pass for a judged one
-            frame, verdict = None, Verdict(Decision.INVALID, reason=f"{type(error).__name__}: {error}")
+            verdict = Verdict(Decision.INVALID, reason=f"{type(error).__name__}: {error}")
         try:
-            return self._deliver(buffer, frame, verdict)
+            return self._deliver(buffer, verdict)
         except Exception as error:  # noqa: BLE001 - else the buffer would go on without its verdict
             self._fail(f"the verdict cannot be attached: {type(error).__name__}: {error}")
             return Gst.FlowReturn.ERROR
 
-    def _judge(self, buffer: Gst.Buffer) -> tuple[Frame | None, Verdict]:
+    def _judge(self, buffer: Gst.Buffer) -> Verdict:
         if isinstance(self._layout, DataError):
-            return None, Verdict(Decision.INVALID, reason=str(self._layout))
+            return Verdict(Decision.INVALID, reason=str(self._layout))
         if self._detector is None:
-            return None, Verdict(Decision.INVALID, reason="the element was not started")
-        frame = self._layout.frame(buffer)
-        return frame, judge(self._detector, frame)
+            return Verdict(Decision.INVALID, reason="the element was not started")
+        return judge(self._detector, self._layout.frame(buffer))
 
-    def _deliver(self, buffer: Gst.Buffer, frame: Frame | None, verdict: Verdict) -> Gst.FlowReturn:
-        structure = Gst.Structure.new_empty(VERDICT)
+    def _deliver(self, buffer: Gst.Buffer, verdict: Verdict) -> Gst.FlowReturn:
         names = self._detector.class_names if self._detector else ()
-        for name, value in verdict_fields(verdict, names).items():
-            structure.set_value(name, value)
-        structure.set_value("frame", self._index)
-        structure.set_value("pts", GObject.Value(GObject.TYPE_UINT64, buffer.pts))
+        fields = {name: _value(value) for name, value in verdict_fields(verdict, names).items()}
+        fields |= {"frame": _value(self._index), "pts": GObject.Value(GObject.TYPE_UINT64, buffer.pts)}
         self._index += 1
-        size = (0, 0) if isinstance(self._layout, DataError) else (self._layout.width, self._layout.height)
-        if verdict_of(buffer) is not None:
-            raise RuntimeError("the buffer carries one already: use one inflightdetect in a row")
-        meta = GstVideo.buffer_add_video_region_of_interest_meta(buffer, VERDICT, 0, 0, *size)
-        if meta is None:
-            raise RuntimeError("the buffer is not writable")
-        meta.id = META_ID
-        meta.add_param(structure.copy())
+        attach(buffer, fields)
+        structure = Gst.Structure.new_empty(MESSAGE)
+        for name, value in fields.items():
+            structure.set_value(name, value)
         self.post_message(Gst.Message.new_element(self, structure))
         if self.drop_refused and not verdict.passes:
             return Gst.FlowReturn.CUSTOM_SUCCESS  # GST_BASE_TRANSFORM_FLOW_DROPPED
@@ -140,6 +129,13 @@ class InflightDetect(GstBase.BaseTransform):  # type: ignore[misc]
         error = GLib.Error.new_literal(Gst.ResourceError.quark(), text, Gst.ResourceError.FAILED)
         self.post_message(Gst.Message.new_error(self, error, ""))
         return False
+
+
+_TYPES = {bool: GObject.TYPE_BOOLEAN, int: GObject.TYPE_INT64, float: GObject.TYPE_DOUBLE, str: GObject.TYPE_STRING}
+
+
+def _value(value: bool | int | float | str) -> GObject.Value:
+    return GObject.Value(_TYPES[type(value)], value)
 
 
 GObject.type_register(InflightDetect)
