@@ -27,19 +27,19 @@ def open_video(
     path: str,
     name: str,
     *,
-    format: str | None = None,
+    demuxer: str | None = None,
     options: Mapping[str, str] | None = None,
     timeout_s: tuple[float, float] | None = None,
 ) -> Any:
     """PyAV's container, with a video stream in it.
 
-    options  FFmpeg's.     timeout_s  to open, and to wait for data.
+    demuxer  FFmpeg's name; None: found out.   options  FFmpeg's.     timeout_s  to open, and to wait for data.
     Raises SourceError, whose text never holds the address (it may hold a password), and DependencyError.
     """
     av = require("av", REMEDY)
     began = time.monotonic()
     try:
-        container = av.open(path, format=format, options=dict(options or {}), timeout=timeout_s)
+        container = av.open(path, format=demuxer, options=dict(options or {}), timeout=timeout_s)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         # A time-out while it reads an answer is "invalid data" to FFmpeg.
         late = timeout_s is not None and time.monotonic() - began >= timeout_s[0]

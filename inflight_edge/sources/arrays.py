@@ -77,7 +77,7 @@ class CallbackSource:
             return None
         try:
             given = self._function()
-        except Exception as error:  # noqa: BLE001 - a function of the user's may raise anything
+        except Exception as error:
             text = " ".join(str(error).split())
             raise SourceError(f"{self.name}: the function raised {type(error).__name__}: {text}") from error
         if given is None or self._closed:

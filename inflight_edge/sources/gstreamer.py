@@ -44,6 +44,7 @@ class GStreamerSource:
         self._sink: Any = None
         self._caps: Any = None
         self._layout: Layout | DataError | None = None
+        self._failure: SourceError | None = None
         self._closed = False
         self._changing = threading.Lock()
 
@@ -54,7 +55,7 @@ class GStreamerSource:
         with self._changing:
             self._closed = False
             self._pipeline, self._sink = pipeline, _ = self._build(gst)
-            self._caps = self._layout = None
+            self._caps = self._layout = self._failure = None
         try:
             self._start(gst, pipeline)
         except BaseException:
@@ -69,7 +70,8 @@ class GStreamerSource:
         while reached == change.ASYNC and not self._closed:
             reached, _, _ = pipeline.get_state(int(_POLL_S * gst.SECOND))
             if reached == change.ASYNC:
-                self._raise_error(gst)
+                if (error := self._error(gst)) is not None:
+                    raise error
                 if time.monotonic() > deadline:
                     raise SourceError(f"{self.name}: the pipeline did not start within {self._timeout_s:g} s")
         # An error from here on waits for its turn behind the frames that came before it.
@@ -81,8 +83,8 @@ class GStreamerSource:
                 )
             reached = pipeline.set_state(gst.State.PLAYING)
         if self._closed or reached == change.FAILURE:
-            self._raise_error(gst)
-            raise SourceError(f"{self.name}: " + ("closed while it was opened" if self._closed else "cannot start"))
+            text = "closed while it was opened" if self._closed else "the pipeline cannot start"
+            raise self._error(gst) or SourceError(f"{self.name}: {text}")
 
     def _build(self, gst: Any) -> tuple[Any, Any]:
         try:
@@ -114,11 +116,17 @@ class GStreamerSource:
         deadline = time.monotonic() + self._timeout_s
         while sink is not None and not self._closed:
             sample = sink.try_pull_sample(int(_POLL_S * gst.SECOND))
+            # Also when there is a frame, since messages that nobody takes would pile up.
+            self._failure = self._failure or self._error(gst)
             if sample is not None:
                 return self._frame(sample)
             if self._closed:
                 break
-            self._raise_error(gst)
+            if self._failure is not None:
+                sample = sink.try_pull_sample(0)  # one that came just before the error
+                if sample is not None:
+                    return self._frame(sample)
+                raise self._failure
             if sink.is_eos():
                 return None
             if time.monotonic() > deadline:
@@ -137,17 +145,19 @@ class GStreamerSource:
             return Frame(None, time.monotonic_ns(), problem=str(self._layout))
         return self._layout.frame(sample.get_buffer())
 
-    def _raise_error(self, gst: Any) -> None:
+    def _error(self, gst: Any) -> SourceError | None:
+        """The first error on the bus, whose other messages go."""
         with self._changing:
             pipeline = self._pipeline
         message = pipeline and pipeline.get_bus().pop_filtered(gst.MessageType.ERROR)
-        if message:
-            error, debug = message.parse_error()
-            # The first line of the debug text is a place in the element's source, the second its reason.
-            detail = _line((debug or "").strip().partition("\n")[2])
-            hint = "; put `videoconvert` before the appsink" if "not-negotiated" in detail else ""
-            text = f"{_line(error.message)} {detail}".strip()
-            raise SourceError(f"{self.name}: {message.src.get_name()}: {text}{hint}")
+        if not message:
+            return None
+        error, debug = message.parse_error()
+        # The first line of the debug text is a place in the element's source, the second its reason.
+        detail = _line((debug or "").strip().partition("\n")[2])
+        hint = "; put `videoconvert` before the appsink" if "not-negotiated" in detail else ""
+        text = f"{_line(error.message)} {detail}".strip()
+        return SourceError(f"{self.name}: {message.src.get_name()}: {text}{hint}")
 
     def close(self) -> None:
         """Stop the pipeline; a read that waits ends at once."""
@@ -161,7 +171,8 @@ class GStreamerSource:
 
 def _elements(pipeline: Any) -> list[Any]:
     """All elements of a pipeline, those of its bins too."""
-    found, iterator = [], pipeline.iterate_recurse()
+    found: list[Any] = []
+    iterator = pipeline.iterate_recurse()
     while True:
         result, element = iterator.next()
         if int(result) != 1:  # GST_ITERATOR_OK

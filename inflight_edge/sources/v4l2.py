@@ -21,7 +21,7 @@ class V4l2Source:
 
     device     /dev/video0 or the like.
     width, height, fps  None: what the camera is set to; the driver may take the nearest it can.
-    format     of the camera's stream, FFmpeg's name (mjpeg, yuyv422, nv12); "": FFmpeg's choice.
+    input_format  of the camera's stream, FFmpeg's name (mjpeg, yuyv422, nv12); "": FFmpeg's choice.
     timeout_s  to open it, and to wait for a frame, each.
     Frames are stamped when they are decoded.
     """
@@ -35,7 +35,7 @@ class V4l2Source:
         width: int | None = None,
         height: int | None = None,
         fps: float | None = None,
-        format: str = "",
+        input_format: str = "",
         timeout_s: float = 5.0,
         name: str = "",
     ) -> None:
@@ -46,7 +46,7 @@ class V4l2Source:
         self._options = {
             **({} if width is None else {"video_size": f"{width}x{height}"}),
             **({} if fps is None else {"framerate": f"{fps:g}"}),
-            **({"input_format": format} if format else {}),
+            **({"input_format": input_format} if input_format else {}),
         }
         self._background: Background | None = None
 
@@ -83,7 +83,7 @@ class V4l2Source:
 
     def _connect(self) -> Generator[Frame, None, None]:
         try:
-            container = open_video(self._device, self.name, format="v4l2", options=self._options)
+            container = open_video(self._device, self.name, demuxer="v4l2", options=self._options)
         except SourceError as error:
             raise SourceError(_remedy(str(error), self._device)) from None
         return self._frames(container)
@@ -120,7 +120,7 @@ def from_uri(address: Uri) -> V4l2Source:
         width=address.take("width", whole_number(1, 16384), None),
         height=address.take("height", whole_number(1, 16384), None),
         fps=address.take("fps", real_number(0.001, 1e6), None),
-        format=address.take("format", str, ""),
+        input_format=address.take("format", str, ""),
         timeout_s=address.take("timeout", real_number(0.1, 3600.0), 5.0),
         name=address.take("name", str, ""),
     )

@@ -110,7 +110,7 @@ class RtspSource:
         if self._transport == "udp":
             options["max_delay"] = "100000"  # microseconds to wait for a packet that came late
         container = open_video(
-            self._url, self.name, format="rtsp", options=options, timeout_s=(self._timeout_s, self._timeout_s)
+            self._url, self.name, demuxer="rtsp", options=options, timeout_s=(self._timeout_s, self._timeout_s)
         )
         return self._frames(container)
 

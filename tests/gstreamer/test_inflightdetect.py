@@ -89,7 +89,9 @@ class TestFromTheCommandLine:
 
 
 def test_environment_is_printed_for_the_shell() -> None:
-    result = subprocess.run([sys.executable, "-m", "inflight_edge.gstreamer"], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "inflight_edge.gstreamer"], capture_output=True, text=True, check=True
+    )
     lines = [line for line in result.stdout.splitlines() if not line.startswith("#")]
     values = dict(line.removeprefix("export ").split("=", 1) for line in lines)
     assert list(values) == ["GST_PLUGIN_PATH", "PYTHONPATH"]

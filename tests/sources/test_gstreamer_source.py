@@ -39,9 +39,9 @@ def test_preset_of_a_usb_camera() -> None:
 
 
 def test_wrong_arguments_are_refused() -> None:
-    with pytest.raises(OptionError, match="expected a pipeline, got none"):
+    with pytest.raises(OptionError, match=r"expected a pipeline, got none"):
         GStreamerSource(" ")
-    with pytest.raises(OptionError, match="timeout: expected seconds above 0"):
+    with pytest.raises(OptionError, match=r"timeout: expected seconds above 0"):
         GStreamerSource("videotestsrc", timeout_s=float("nan"))
 
 
@@ -124,7 +124,7 @@ class TestWithGStreamer:
     def test_other_formats_need_a_conversion_which_is_put_before_an_appended_appsink(self) -> None:
         source = "videotestsrc num-buffers=2 ! video/x-raw,format=YUY2,width=64,height=48"
         assert [frame.pixels is not None for frame in self.drain(source)] == [True, True]
-        with pytest.raises(SourceError, match="not-negotiated.*; put `videoconvert` before the appsink"):
+        with pytest.raises(SourceError, match=r"not-negotiated.*; put `videoconvert` before the appsink"):
             self.drain(f"{source} ! appsink")
 
     def test_caps_may_change_in_the_middle(self) -> None:
@@ -180,7 +180,7 @@ class TestWithGStreamer:
         assert values == [7, False, True]
 
     def test_pipeline_that_is_not_live_must_be_declared(self) -> None:
-        with pytest.raises(OptionError, match="not live.*#live=0 to judge every frame, or #live=1"):
+        with pytest.raises(OptionError, match=r"not live.*#live=0 to judge every frame, or #live=1"):
             self.drain("videotestsrc num-buffers=1", live=None)
         assert self.drain("videotestsrc is-live=true num-buffers=2", live=None)
 
@@ -190,7 +190,11 @@ class TestWithGStreamer:
             ("nosuchelement ! appsink", OptionError, 'not a pipeline: no element "nosuchelement"'),
             ("videotestsrc ! ! appsink", OptionError, "not a pipeline: "),
             ("appsink", OptionError, "expected a source of video before the appsink"),
-            ("videotestsrc ! appsink videotestsrc ! appsink", OptionError, "expected one appsink in the pipeline, got 2"),
+            (
+                "videotestsrc ! appsink videotestsrc ! appsink",
+                OptionError,
+                "expected one appsink in the pipeline, got 2",
+            ),
             ("filesrc location=/nowhere ! decodebin ! appsink", SourceError, "Resource not found"),
             ("rtspsrc location=rtsp://u:secret@127.0.0.1:9/x ! decodebin ! appsink", SourceError, "Could not open"),
             ("v4l2src device=/dev/video63 ! appsink", SourceError, "Cannot identify device '/dev/video63'"),
@@ -207,22 +211,22 @@ class TestWithGStreamer:
         source = GStreamerSource("videotestsrc num-buffers=9 ! identity error-after=4 ! appsink", live=False)
         for _ in range(2):  # and it may be opened again
             source.open()
-            frames = []
-            with pytest.raises(SourceError, match="^gst: identity"):
-                while (frame := source.read()) is not None:
-                    frames.append(frame)
-            assert len(frames) <= 4
+            frames: list[Frame] = []
+            with pytest.raises(SourceError, match=r"^gst: identity\d+: Failed after iterations as requested\.$"):
+                frames.extend(iter(source.read, None))
+            assert len(frames) == 3
+            assert all(frame.pixels is not None for frame in frames)
             source.close()
 
     def test_silence_is_an_error_in_time(self) -> None:
         source = GStreamerSource("videotestsrc is-live=true ! valve drop=true ! appsink", timeout_s=0.3)
         source.open()
         began = time.monotonic()
-        with pytest.raises(SourceError, match="no frame within 0.3 s"):
+        with pytest.raises(SourceError, match=r"no frame within 0.3 s"):
             source.read()
         assert time.monotonic() - began < 1.0
         source.close()
-        with pytest.raises(SourceError, match="did not start within 0.3 s"):
+        with pytest.raises(SourceError, match=r"did not start within 0.3 s"):
             GStreamerSource("videotestsrc ! valve drop=true ! appsink", live=False, timeout_s=0.3).open()
 
     def test_close_ends_a_read_that_waits_and_an_open_that_waits(self) -> None:
@@ -236,9 +240,20 @@ class TestWithGStreamer:
         source.close()
         waiting = GStreamerSource("videotestsrc ! valve drop=true ! appsink", live=False)
         threading.Timer(0.2, waiting.close).start()
-        with pytest.raises(SourceError, match="closed while it was opened"):
+        with pytest.raises(SourceError, match=r"closed while it was opened"):
             waiting.open()
         assert time.monotonic() - began < 2.0
+
+    def test_messages_on_the_bus_do_not_pile_up(self) -> None:
+        from gi.repository import Gst
+
+        source = GStreamerSource("videotestsrc is-live=true ! video/x-raw,framerate=100/1 ! appsink")
+        source.open()
+        for _ in range(20):
+            source._pipeline.post_message(Gst.Message.new_application(None, Gst.Structure.new_empty("chatter")))
+        assert source.read() is not None
+        assert not source._pipeline.get_bus().have_pending()
+        source.close()
 
     def test_opening_a_hundred_times_leaves_nothing_behind(self) -> None:
         import os

@@ -119,7 +119,9 @@ def test_pixels_are_rgb(tmp_path: Path) -> None:
 
 
 def test_size_may_change_in_the_middle(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.ts", "libx264", 30, ((96, 128), (144, 176), (64, 64)), **{"x264-params": "repeat-headers=1"})
+    path = write(
+        tmp_path / "a.ts", "libx264", 30, ((96, 128), (144, 176), (64, 64)), **{"x264-params": "repeat-headers=1"}
+    )
     source = VideoSource(path)
     source.open()
     shapes, numbers = [], []
