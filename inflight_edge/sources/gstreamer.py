@@ -29,7 +29,7 @@ class GStreamerSource:
     live       None: expected to be live, and an error when it is not, because a pipeline that reads a file would lose
                the frames that there is no time for.
     timeout_s  to start, and to wait for a frame, each.
-    Frames are stamped when they leave the appsink.
+    Frames are stamped when they leave the appsink.  The end of a live pipeline is a SourceError: a camera has none.
     """
 
     def __init__(self, pipeline: str, *, live: bool | None = None, timeout_s: float = 10.0, name: str = "gst") -> None:
@@ -109,7 +109,7 @@ class GStreamerSource:
         return pipeline, sink
 
     def read(self) -> Frame | None:
-        """The next frame; None at the end or once closed.  Raises SourceError."""
+        """The next frame; None at the end, which a live one has not, or once closed.  Raises SourceError."""
         gst, _ = load()
         with self._changing:
             sink = self._sink
@@ -127,6 +127,8 @@ class GStreamerSource:
                 if sample is not None:
                     return self._frame(sample)
                 raise self._failure
+            if sink.is_eos() and self.live:
+                raise SourceError(f"{self.name}: the pipeline ended its stream")
             if sink.is_eos():
                 return None
             if time.monotonic() > deadline:

@@ -182,7 +182,11 @@ class TestWithGStreamer:
     def test_pipeline_that_is_not_live_must_be_declared(self) -> None:
         with pytest.raises(OptionError, match=r"not live.*#live=0 to judge every frame, or #live=1"):
             self.drain("videotestsrc num-buffers=1", live=None)
-        assert self.drain("videotestsrc is-live=true num-buffers=2", live=None)
+        assert len(self.drain("videotestsrc is-live=true", live=None, n=2)) == 2
+
+    def test_end_of_a_live_pipeline_is_an_error_since_a_camera_has_none(self) -> None:
+        with pytest.raises(SourceError, match=r"^gst: the pipeline ended its stream$"):
+            self.drain("videotestsrc is-live=true num-buffers=2", live=None)
 
     @pytest.mark.parametrize(
         ("pipeline", "error", "message"),
