@@ -39,16 +39,21 @@ def open_video(
     av = require("av", REMEDY)
     began = time.monotonic()
     try:
-        container = av.open(path, format=demuxer, options=dict(options or {}), timeout=timeout_s)
+        container = av.open(
+            path, format=demuxer, options=dict(options or {}), timeout=timeout_s, metadata_errors="replace"
+        )
     except (av.error.FFmpegError, OSError, ValueError) as error:
         # A time-out while it reads an answer is "invalid data" to FFmpeg.
         late = timeout_s is not None and time.monotonic() - began >= timeout_s[0]
         text = f"no answer within {timeout_s[0]:g} s" if timeout_s is not None and late else reason(error)
         # `from None` here and below: FFmpeg's own text holds the address.
         raise SourceError(f"{name}: cannot be opened: {text}") from None
-    if not container.streams.video:
+    problem = "" if container.streams.video else "expected a video, got no video stream"
+    if not problem and container.streams.video[0].codec_context is None:
+        problem = "expected a video that FFmpeg decodes, got an unknown codec"
+    if problem:
         container.close()
-        raise SourceError(f"{name}: expected a video, got no video stream")
+        raise SourceError(f"{name}: {problem}")
     return container
 
 

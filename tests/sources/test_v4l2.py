@@ -62,7 +62,7 @@ def camera(monkeypatch: pytest.MonkeyPatch, open_: Any) -> list[tuple[str, str, 
     """PyAV whose open is a double; the device is /dev/null.  Returns what open was called with."""
     calls: list[tuple[str, str, dict[str, str]]] = []
 
-    def opened(path: str, *, format: str, options: dict[str, str], timeout: object) -> Any:  # noqa: A002 - PyAV's name
+    def opened(path: str, *, format: str, options: dict[str, str], timeout: object, metadata_errors: str) -> Any:  # noqa: A002 - PyAV's name
         calls.append((path, format, options))
         return open_()
 
