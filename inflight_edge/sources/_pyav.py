@@ -57,12 +57,11 @@ def open_video(
     return container
 
 
-def frames_of(container: Any, name: str, *, low_delay: bool = False) -> Generator[Frame, None, None]:
+def frames_of(container: Any, name: str) -> Generator[Frame, None, None]:
     """Frames of the first video stream, RGB, in the order they are shown; closes the container at the end.
 
     A packet that cannot be decoded, and a frame that the decoder had to make up in part, are frames with a problem.
     So are those after them until the next key frame, which are predicted from them.
-    low_delay  a frame is given when it is decoded: nothing waits for frames that the stream shows earlier (B-frames).
     Raises SourceError when the stream broke off: a read error, or an end before its announced end.
     """
     av = require("av", REMEDY)
@@ -70,8 +69,6 @@ def frames_of(container: Any, name: str, *, low_delay: bool = False) -> Generato
     context = stream.codec_context
     context.thread_type = "SLICE"  # threads by frame would delay each frame by the number of threads
     context.options = {"max_pixels": str(MAX_FRAME // 3)}
-    if low_delay:
-        context.flags |= av.codec.context.Flags.low_delay
     convert = av.video.reformatter.VideoReformatter().reformat
     tail = _Tail(container, stream)
     damage = ""

@@ -57,7 +57,7 @@ class RtspSource:
     url        rtsp://[user:password@]host[:port]/path, or rtsps://.
     transport  tcp loses nothing; udp is there for cameras without tcp, and gives frames with a problem on losses.
     timeout_s  to connect, and to wait for a frame, each.
-    low_delay  the decoder gives each frame at once, see frames_of: wrong order where the camera sends B-frames.
+    FFmpeg gives a frame of H.264 when the next one begins, one frame late; MJPEG at once.
     The end of the stream is a SourceError: a camera has none, so it is worth another try.
     """
 
@@ -69,7 +69,6 @@ class RtspSource:
         *,
         transport: Transport = "tcp",
         timeout_s: float = 5.0,
-        low_delay: bool = False,
         name: str = "",
     ) -> None:
         try:
@@ -85,7 +84,7 @@ class RtspSource:
             raise OptionError(f"timeout: expected seconds above 0, at most 3600, got {timeout_s}")
         path = re.sub(r"(?i)((?:pass\w*|pwd|user\w*|token|key)=)[^/&_;]*", r"\1...", parts.path)
         self.name = name or f"{parts.scheme}://{host}{port}{path}"
-        self._url, self._transport, self._timeout_s, self._low_delay = url, transport, timeout_s, low_delay
+        self._url, self._transport, self._timeout_s = url, transport, timeout_s
         self._background: Background | None = None
 
     def open(self) -> None:
@@ -115,7 +114,7 @@ class RtspSource:
         return self._frames(container)
 
     def _frames(self, container: object) -> Generator[Frame, None, None]:
-        yield from frames_of(container, self.name, low_delay=self._low_delay)
+        yield from frames_of(container, self.name)
         raise SourceError(f"{self.name}: the server ended the stream")
 
     def read(self) -> Frame | None:
@@ -140,11 +139,10 @@ def from_uri(address: Uri) -> VideoSource:
 
 
 def rtsp_from_uri(address: Uri) -> RtspSource:
-    """Source of ``rtsp://...#transport=udp&timeout=5&low_delay=1``.  Raises OptionError."""
+    """Source of ``rtsp://...#transport=udp&timeout=5``.  Raises OptionError."""
     return RtspSource(
         f"{address.scheme}:{address.rest}",
         transport="udp" if address.take("transport", one_of(("tcp", "udp")), "tcp") == "udp" else "tcp",
         timeout_s=address.take("timeout", real_number(0.1, 3600.0), 5.0),
-        low_delay=address.take("low_delay", one_of(("0", "1")), "0") == "1",
         name=address.take("name", str, ""),
     )

@@ -58,10 +58,10 @@ def numbers(source: Source, n: int) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize(("codec", "options"), [("mjpeg", ""), ("h264", ""), ("h264", "#low_delay=1"), ("h264b", "")])
-def test_every_frame_in_order_and_then_the_end_of_the_stream(codec: str, options: str) -> None:
+@pytest.mark.parametrize("codec", ["mjpeg", "h264", "h264b"])
+def test_every_frame_in_order_and_then_the_end_of_the_stream(codec: str) -> None:
     with server(codec, "90") as (_, port):
-        source = make_source(f"rtsp://127.0.0.1:{port}/stream{options}")
+        source = make_source(f"rtsp://127.0.0.1:{port}/stream")
         assert source.live
         source.open()
         frames: list[Frame] = []
@@ -95,7 +95,8 @@ def test_server_killed_and_back() -> None:
         began = time.monotonic()
         with pytest.raises(SourceError):
             list(iter(source.read, None))
-        assert time.monotonic() - began < 2.5
+        assert time.monotonic() - began < 3.5
+        process.wait(10)
         with pytest.raises(SourceError, match=r"cannot be opened: Connection refused"):
             source.open()
     with server(port=port):

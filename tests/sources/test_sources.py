@@ -240,7 +240,7 @@ def test_close_never_raises_although_stop_does(caplog: pytest.LogCaptureFixture)
         ("video:clip#fps=25", VideoSource, False, "clip"),
         ("rtsp://u:secret@cam:8554/a?b=secret", RtspSource, True, "rtsp://cam:8554/a"),
         ("rtsps://cam/user=admin_password=secret_channel=1", RtspSource, True, "rtsps://cam/user=..._password=..._channel=1"),
-        ("rtsp://[::1]:8554/a#transport=udp&timeout=2&low_delay=1&name=door", RtspSource, True, "door"),
+        ("rtsp://[::1]:8554/a#transport=udp&timeout=2&name=door", RtspSource, True, "door"),
         ("/dev/video2", V4l2Source, True, "/dev/video2"),
         ("v4l2:/dev/video0#width=640&height=480&fps=29.97&format=mjpeg", V4l2Source, True, "/dev/video0"),
         ("gst:videotestsrc ! appsink", GStreamerSource, True, "gst"),
