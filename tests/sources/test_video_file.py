@@ -197,7 +197,7 @@ def damaged(data: bytes, seed: int) -> bytes:
 FUZZ = """
 import sys
 from pathlib import Path
-from test_video import VideoSource, damaged, number_of, read
+from test_video_file import VideoSource, damaged, number_of, read
 path, target = map(Path, sys.argv[1:])
 data = path.read_bytes()
 for seed in range(30):
