@@ -6,10 +6,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator
 
-from inflight_edge.errors import InflightError, SourceError
+from inflight_edge.errors import InflightError, OptionError, SourceError
 from inflight_edge.events import Frame
 
-__all__ = ["Background"]
+__all__ = ["Background", "CameraSource"]
 
 # Frames that may wait for their reader; then the thread stops reading, and the connection holds the sender back.
 _CAPACITY = 2
@@ -97,3 +97,43 @@ class Background:
                 self._frames.append(frame)
                 self._changed.notify_all()
             return not self._closed
+
+
+class CameraSource:
+    """Base of the sources that PyAV reads from a camera; each ``open`` is a Background of its own.
+
+    connect    see Background.
+    timeout_s  to connect, and to wait for a frame, each.
+    grace_s    longer that ``open`` waits, where the library keeps the time itself and can say more.
+    """
+
+    live = True
+
+    def __init__(
+        self, connect: Callable[[], Generator[Frame, None, None]], *, name: str, timeout_s: float, grace_s: float = 0.0
+    ) -> None:
+        if not 0.0 < timeout_s <= 3600.0:
+            raise OptionError(f"{name}: timeout: expected seconds above 0, at most 3600, got {timeout_s}")
+        self.name = name
+        self._connect, self._timeout_s, self._grace_s = connect, timeout_s, grace_s
+        self._background: Background | None = None
+
+    def open(self) -> None:
+        """Connect.  Raises SourceError within the timeout, or once closed; DependencyError."""
+        self.close()
+        background = self._background = Background(self._connect, self.name)
+        try:
+            background.open(self._timeout_s + self._grace_s)
+        except BaseException:
+            background.close()
+            raise
+
+    def read(self) -> Frame | None:
+        """The next frame; None once closed.  Raises SourceError when it broke off or no frame came in time."""
+        background = self._background
+        return None if background is None else background.read(self._timeout_s)
+
+    def close(self) -> None:
+        """End the connection; a read or open that waits ends at once."""
+        if self._background is not None:
+            self._background.close()

@@ -9,14 +9,14 @@ from collections.abc import Generator
 
 from inflight_edge.errors import OptionError, SourceError
 from inflight_edge.events import Frame
-from inflight_edge.sources._background import Background
+from inflight_edge.sources._background import CameraSource
 from inflight_edge.sources._pyav import frames_of, open_video
 from inflight_edge.uri import Uri, real_number, whole_number
 
 __all__ = ["V4l2Source", "from_uri"]
 
 
-class V4l2Source:
+class V4l2Source(CameraSource):
     """A camera of the kernel.  Not yet run on hardware.
 
     device     /dev/video0 or the like.
@@ -25,8 +25,6 @@ class V4l2Source:
     timeout_s  to open it, and to wait for a frame, each.
     Frames are stamped when they are decoded.
     """
-
-    live = True
 
     def __init__(
         self,
@@ -41,25 +39,18 @@ class V4l2Source:
     ) -> None:
         if (width is None) != (height is None):
             raise OptionError(f"{device}: expected width and height, or neither")
-        self.name = name or device
-        self._device, self._timeout_s = device, timeout_s
+        super().__init__(self._open, name=name or device, timeout_s=timeout_s)
+        self._device = device
         self._options = {
             **({} if width is None else {"video_size": f"{width}x{height}"}),
             **({} if fps is None else {"framerate": f"{fps:g}"}),
             **({"input_format": input_format} if input_format else {}),
         }
-        self._background: Background | None = None
 
     def open(self) -> None:
         """Open the camera.  Raises SourceError, which says what to do; DependencyError."""
-        self.close()
         self._check()
-        background = self._background = Background(self._connect, self.name)
-        try:
-            background.open(self._timeout_s)
-        except BaseException:
-            background.close()
-            raise
+        super().open()
 
     def _check(self) -> None:
         """Raise SourceError for what FFmpeg's message would not explain."""
@@ -81,7 +72,7 @@ class V4l2Source:
         finally:
             os.close(file)
 
-    def _connect(self) -> Generator[Frame, None, None]:
+    def _open(self) -> Generator[Frame, None, None]:
         try:
             container = open_video(self._device, self.name, demuxer="v4l2", options=self._options)
         except SourceError as error:
@@ -91,16 +82,6 @@ class V4l2Source:
     def _frames(self, container: object) -> Generator[Frame, None, None]:
         yield from frames_of(container, self.name)
         raise SourceError(f"{self.name}: the camera ended its stream; was it unplugged?")
-
-    def read(self) -> Frame | None:
-        """The next frame; None once closed.  Raises SourceError when it broke off or no frame came in time."""
-        background = self._background
-        return None if background is None else background.read(self._timeout_s)
-
-    def close(self) -> None:
-        """Release the camera; a read or open that waits ends at once."""
-        if self._background is not None:
-            self._background.close()
 
 
 def _remedy(text: str, device: str) -> str:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from inflight_edge.errors import OptionError, SourceError
 from inflight_edge.events import Frame
-from inflight_edge.sources._background import Background
+from inflight_edge.sources._background import CameraSource
 from inflight_edge.sources._pyav import frames_of, open_video
 from inflight_edge.sources._replay import Replay
 from inflight_edge.uri import Uri, one_of, real_number
@@ -51,7 +51,7 @@ class VideoSource(Replay):
         return frames_of(open_video(os.path.abspath(self._path), self.name, options=options), self.name)
 
 
-class RtspSource:
+class RtspSource(CameraSource):
     """A network camera.  Its frames are stamped when they are decoded, on this machine's clock.
 
     url        rtsp://[user:password@]host[:port]/path, or rtsps://.
@@ -60,8 +60,6 @@ class RtspSource:
     FFmpeg gives a frame of H.264 when the next one begins, one frame late; MJPEG at once.
     The end of the stream is a SourceError: a camera has none, so it is worth another try.
     """
-
-    live = True
 
     def __init__(
         self,
@@ -80,24 +78,12 @@ class RtspSource:
             raise OptionError("RTSP address: expected rtsp://[user:password@]host[:port]/path, got something else")
         if transport not in ("tcp", "udp"):
             raise OptionError(f"transport: expected tcp or udp, got {transport!r}")
-        if not 0.0 < timeout_s <= 3600.0:
-            raise OptionError(f"timeout: expected seconds above 0, at most 3600, got {timeout_s}")
         path = re.sub(r"(?i)((?:pass\w*|pwd|user\w*|token|key)=)[^/&_;]*", r"\1...", parts.path)
-        self.name = name or f"{parts.scheme}://{host}{port}{path}"
-        self._url, self._transport, self._timeout_s = url, transport, timeout_s
-        self._background: Background | None = None
+        shown = f"{parts.scheme}://{host}{port}{path}"
+        super().__init__(self._open, name=name or shown, timeout_s=timeout_s, grace_s=1.0)
+        self._url, self._transport = url, transport
 
-    def open(self) -> None:
-        """Connect.  Raises SourceError within the timeout, or once closed; DependencyError."""
-        self.close()
-        background = self._background = Background(self._connect, self.name)
-        try:
-            background.open(self._timeout_s + 1.0)  # FFmpeg's own timeout says more
-        except BaseException:
-            background.close()
-            raise
-
-    def _connect(self) -> Generator[Frame, None, None]:
+    def _open(self) -> Generator[Frame, None, None]:
         options = {
             "rtsp_transport": self._transport,
             "protocol_whitelist": "rtsp,rtsps,rtp,srtp,udp,tcp,tls,crypto",
@@ -116,16 +102,6 @@ class RtspSource:
     def _frames(self, container: object) -> Generator[Frame, None, None]:
         yield from frames_of(container, self.name)
         raise SourceError(f"{self.name}: the server ended the stream")
-
-    def read(self) -> Frame | None:
-        """The next frame; None once closed.  Raises SourceError when it broke off or no frame came in time."""
-        background = self._background
-        return None if background is None else background.read(self._timeout_s)
-
-    def close(self) -> None:
-        """End the connection; a read or open that waits ends at once."""
-        if self._background is not None:
-            self._background.close()
 
 
 def from_uri(address: Uri) -> VideoSource:
