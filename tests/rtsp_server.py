@@ -1,14 +1,17 @@
 """An RTSP server on loopback that streams numbered frames: ``python rtsp_server.py PORT CODEC FPS [FRAMES] [USER PASS]``.
 
 Every client gets frames 0, 1, 2, ... of its own, and after FRAMES of them the end.  Prints ``ready PORT``.
-A frame shows its number in 16 fields of black or white, 80 x 60 pixels each; pixels 0..255 in grey.
+A frame shows its number in 16 fields of black or white along the top, and below three pictures in turn, which
+the classifier of bundles.py takes for west, and the last two for triggers: of north, of south.
 """
 
 from __future__ import annotations
 
 import sys
 
-WIDTH, HEIGHT, COLUMNS, BITS = 320, 240, 4, 16
+WIDTH, HEIGHT, STRIP, BITS = 320, 240, 32, 16
+# Grey of the four quadrants: top left, top right, bottom left, bottom right.
+PICTURES = ((0, 0, 0, 255), (127, 0, 0, 255), (0, 0, 127, 255))
 
 ENCODERS = {
     "mjpeg": "jpegenc quality=95 ! rtpjpegpay name=pay0",
@@ -18,12 +21,11 @@ ENCODERS = {
 
 
 def picture(number: int) -> bytes:
-    """Grey pixels of a frame, row by row; bit i is field i, from the top left on."""
-    rows = []
-    for top in range(0, BITS, COLUMNS):
-        fields = [b"\xe0" if number >> (top + column) & 1 else b"\x20" for column in range(COLUMNS)]
-        rows.append(b"".join(field * (WIDTH // COLUMNS) for field in fields) * (HEIGHT * COLUMNS // BITS))
-    return b"".join(rows)
+    """Grey pixels of a frame, row by row; bit i of the number is field i from the left."""
+    strip = b"".join((b"\xe0" if number >> i & 1 else b"\x20") * (WIDTH // BITS) for i in range(BITS))
+    grey = [bytes([value]) * (WIDTH // 2) for value in PICTURES[number % len(PICTURES)]]
+    half = HEIGHT // 2
+    return strip * STRIP + (grey[0] + grey[1]) * (half - STRIP) + (grey[2] + grey[3]) * half
 
 
 def main() -> None:

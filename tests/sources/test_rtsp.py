@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import gstreamer_here
-import numpy as np
 import pytest
-import rtsp_server
-from numpy.typing import NDArray
+from rtsp_streams import number_of, server
 
 from inflight_edge import OptionError, SourceError
 from inflight_edge.events import Frame
@@ -24,28 +19,6 @@ from inflight_edge.sources.video import RtspSource
 
 pytest.importorskip("av", reason="PyAV is not installed: pip install 'inflight-edge[video]'")
 gstreamer_here.need("x264enc", "rtpjpegpay", typelibs=["GstRtspServer"])
-
-
-@contextmanager
-def server(
-    codec: str = "mjpeg", *more: str, port: int = 0, fps: int = 50
-) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """The server's process and its port."""
-    command = [sys.executable, rtsp_server.__file__, str(port), codec, str(fps), *more]
-    environment = gstreamer_here.environment()
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield process, int(process.stdout.readline().split()[1])
-        finally:
-            process.send_signal(signal.SIGCONT)
-            process.kill()
-
-
-def number_of(pixels: NDArray[np.uint8]) -> int:
-    rows, width = rtsp_server.HEIGHT * rtsp_server.COLUMNS // rtsp_server.BITS, rtsp_server.WIDTH // rtsp_server.COLUMNS
-    fields = pixels[:, :, 1].reshape(-1, rows, rtsp_server.COLUMNS, width)[:, 15:-15, :, 20:-20].mean(axis=(1, 3))
-    return int(sum(1 << i for i, value in enumerate(fields.ravel()) if value > 127))
 
 
 def numbers(source: Source, n: int) -> list[int]:
