@@ -1,13 +1,16 @@
 """An RTSP server on loopback that streams numbered frames: ``python rtsp_server.py PORT CODEC FPS [FRAMES] [USER PASS]``.
 
 Every client gets frames 0, 1, 2, ... of its own, and after FRAMES of them the end.  Prints ``ready PORT``.
+With RTSP_NUMBERS=clock in the environment a number is the milliseconds of the monotonic clock instead.
 A frame shows its number in 16 fields of black or white along the top, and below three pictures in turn, which
 the classifier of bundles.py takes for west, and the last two for triggers: of north, of south.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 
 WIDTH, HEIGHT, STRIP, BITS = 320, 240, 32, 16
 # Grey of the four quadrants: top left, top right, bottom left, bottom right.
@@ -36,6 +39,7 @@ def main() -> None:
     from gi.repository import GLib, Gst, GstRtspServer
 
     port, codec, fps = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    clock = os.environ.get("RTSP_NUMBERS") == "clock"
     limit = int(sys.argv[4]) if len(sys.argv) > 4 else 1 << BITS
     Gst.init(None)
 
@@ -48,7 +52,8 @@ def main() -> None:
             if number >= limit:
                 source.emit("end-of-stream")
                 return False
-            buffer = Gst.Buffer.new_wrapped(picture(number))
+            shown = time.monotonic_ns() // 1_000_000 % (1 << BITS) if clock else number
+            buffer = Gst.Buffer.new_wrapped(picture(shown))
             buffer.duration = Gst.SECOND // fps
             number += 1
             return bool(source.emit("push-buffer", buffer) == Gst.FlowReturn.OK)
