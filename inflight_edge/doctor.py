@@ -63,6 +63,7 @@ _LIBRARIES = (
     ("safetensors", "safetensors", "reading and writing bundles", "pip install safetensors"),
     ("ONNX Runtime", "onnxruntime", "the classifier on the CPU", "pip install 'inflight-edge[onnxruntime]'"),
     ("Pillow", "PIL.Image", "reading image files", "pip install 'inflight-edge[camera]'"),
+    ("PyAV", "av", "video files, RTSP and USB cameras", "pip install 'inflight-edge[video]'"),
     (
         "TensorRT",
         "tensorrt",
@@ -71,7 +72,13 @@ _LIBRARIES = (
     ),
     ("pycuda", "pycuda.driver", "the classifier and the scorer on an NVIDIA GPU", "pip install pycuda (needs nvcc)"),
     ("Triton language", "triton", "the scorer's kernel in the Triton language", "pip install triton"),
-    ("GStreamer for Python", "gi", "cameras and video streams", "apt install python3-gi gir1.2-gstreamer-1.0"),
+    (
+        "GStreamer for Python",
+        "gi.overrides._gi_gst",
+        "CSI cameras and any GStreamer pipeline",
+        "apt install python3-gi python3-gst-1.0 gir1.2-gst-plugins-base-1.0, and a virtual environment made with "
+        "--system-site-packages",
+    ),
     ("PyTorch", "torch", "inspect and calibrate (workstation)", "pip install 'inflight-edge[calibration]'"),
     ("scikit-learn", "sklearn", "calibrate (workstation)", "pip install 'inflight-edge[calibration]'"),
     ("onnx", "onnx", "calibrate (workstation)", "pip install 'inflight-edge[calibration]'"),
@@ -102,6 +109,14 @@ _PROGRAMS = (
         ("--version",),
         "cameras and video streams",
         "apt install gstreamer1.0-tools gstreamer1.0-plugins-good",
+    ),
+    (
+        "GStreamer's Python plugins",
+        "gst-inspect-1.0",
+        "",
+        ("python",),
+        "the element inflightdetect",
+        "apt install gstreamer1.0-tools gstreamer1.0-python3-plugin-loader",
     ),
 )
 
@@ -173,7 +188,7 @@ def _program(
         result = subprocess.run([path, *arguments], capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError) as error:
         return Component(name, False, _first_line(str(error)), needed_for, how_to_get)
-    lines = [line for line in result.stdout.splitlines() if "release" in line or "version" in line]
+    lines = [line for line in result.stdout.splitlines() if "release" in line or "version" in line.lower()]
     return Component(name, True, _first_line(lines[0]) if lines else path, needed_for, how_to_get)
 
 

@@ -33,6 +33,7 @@ def test_this_machine() -> None:
         "safetensors",
         "ONNX Runtime",
         "Pillow",
+        "PyAV",
         "TensorRT",
         "pycuda",
         "Triton language",
@@ -44,6 +45,7 @@ def test_this_machine() -> None:
         "nvcc",
         "Triton Inference Server",
         "GStreamer",
+        "GStreamer's Python plugins",
     ]
     assert found["NumPy"] == Component("NumPy", True, np.__version__, "everything", "pip install numpy")
     assert found["Python"].detail == ".".join(map(str, sys.version_info[:3]))

@@ -119,7 +119,7 @@ LAYERS = (
     {"_strict", "_files", "_contents", "engines", "scoring", "images", "doctor", "latency"},
     {"bundle"},
     {"detector", "environment", "events"},
-    {"bench", "verify", "sources", "sinks", "serving"},
+    {"bench", "verify", "sources", "sinks", "serving", "gstreamer"},
 )
 
 
