@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import re
+import sys
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 from urllib.parse import parse_qsl
 
 from inflight_edge.errors import OptionError
 
-__all__ = ["Uri"]
+__all__ = ["Uri", "one_of", "real_number", "whole_number", "without_secrets"]
 
 T = TypeVar("T")
 
@@ -18,14 +21,14 @@ class Uri:
 
     The options stand behind ``#``, since the query of a camera's URL is the camera's.
 
-    text    as given.   scheme  before the first colon, "" for a plain path.   rest  between scheme and options.
+    text    as given, without secrets.   scheme  before the first colon, "" for a plain path.   rest  between scheme and options.
     Raises OptionError for a repeated option.
     """
 
     def __init__(self, text: str, schemes: frozenset[str]) -> None:
         """schemes: those known; a text that starts with none of them and a colon is a plain path, without options."""
         scheme, colon, rest = text.partition(":")
-        self.text = text
+        self.text = without_secrets(text)
         self.scheme = scheme if colon and scheme in schemes else ""
         self._options: dict[str, str] = {}
         if not self.scheme:
@@ -34,7 +37,7 @@ class Uri:
         self.rest, _, query = rest.rpartition("#") if "#" in rest else (rest, "", "")
         for name, value in parse_qsl(query, keep_blank_values=True):
             if name in self._options:
-                raise OptionError(f"{text}: expected the option {name} once, got it twice")
+                raise OptionError(f"{self.text}: expected the option {name} once, got it twice")
             self._options[name] = value
 
     def take(self, name: str, convert: Callable[[str], T], default: T) -> T:
@@ -51,3 +54,43 @@ class Uri:
         """Raise OptionError when an option is left that nobody took."""
         if self._options:
             raise OptionError(f"{self.text}: unknown option {', '.join(sorted(self._options))}")
+
+
+def without_secrets(text: str) -> str:
+    """An address for messages: user and password, the query of a URL and options that are secrets become ``...``."""
+    text = re.sub(r"//[^/#]*@", "//...@", text)
+    text = re.sub(r"\?[^#]*", "?...", text)
+    return re.sub(r"([#&](?:user|password|token)=)[^&]*", r"\1...", text)
+
+
+def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
+    """A converter for Uri.take: an integer from ``low`` to ``high``, both included."""
+    return lambda text: int(_within(text, int, "an integer", low, high))
+
+
+def real_number(low: float, high: float | None = None) -> Callable[[str], float]:
+    """A converter for Uri.take: a finite number from ``low`` to ``high``, both included."""
+    return lambda text: _within(text, float, "a number", low, high)
+
+
+def _within(text: str, convert: Callable[[str], float], kind: str, low: float, high: float | None) -> float:
+    limits = f"of at least {low}" if high is None else f"from {low} to {high}"
+    try:
+        value = convert(text)
+    except ValueError:
+        value = math.nan
+    if not low <= value <= (sys.float_info.max if high is None else high):  # NaN and infinity are outside
+        raise ValueError(f"expected {kind} {limits}, got {text!r}")
+    return value
+
+
+def one_of(values: Sequence[T]) -> Callable[[str], T]:
+    """A converter for Uri.take: one of these texts."""
+
+    def converter(text: str) -> T:
+        for value in values:
+            if value == text:
+                return value
+        raise ValueError(f"expected one of {', '.join(map(str, values))}, got {text!r}")
+
+    return converter

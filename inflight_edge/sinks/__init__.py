@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
+from inflight_edge.errors import OptionError
 from inflight_edge.events import Context, Outcome
+from inflight_edge.uri import Uri, one_of, whole_number
 
-__all__ = ["Sink"]
+__all__ = ["SINK_FORMS", "Sink", "make_sink"]
 
 
 class Sink(Protocol):
@@ -28,3 +31,33 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Flush and release everything.  May be called twice.  Raises SinkError when something kept was lost."""
+
+
+def make_sink(text: str) -> Sink:
+    """The sink of an address; nothing is opened yet.  Raises OptionError for one that is not understood."""
+    if text == "-":
+        return _jsonl(Uri("jsonl:-", frozenset({"jsonl"})))
+    address = Uri(text, frozenset(_MAKERS))
+    if not address.scheme:
+        raise OptionError(f"{address.text}: expected the address of a sink, one of {', '.join(SINK_FORMS)}")
+    return _MAKERS[address.scheme](address)
+
+
+# What an address looks like, for messages; README has the options.
+SINK_FORMS = ("-", "jsonl:FILE")
+
+
+def _jsonl(address: Uri) -> Sink:
+    from inflight_edge.sinks.jsonl import SYNCS, JsonLinesSink
+
+    sink = JsonLinesSink(
+        address.rest,
+        rotate_bytes=address.take("rotate_bytes", whole_number(0), 0),
+        keep=address.take("keep", whole_number(1, 10_000), 5),
+        fsync=address.take("fsync", one_of(SYNCS), "no"),
+    )
+    address.finish()
+    return sink
+
+
+_MAKERS: dict[str, Callable[[Uri], Sink]] = {"jsonl": _jsonl}
