@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
 from typing import Protocol
 
 from inflight_edge.errors import OptionError
 from inflight_edge.events import Context, Outcome
-from inflight_edge.uri import Uri, one_of, whole_number
+from inflight_edge.uri import Uri
 
 __all__ = ["SINK_FORMS", "Sink", "make_sink"]
 
@@ -35,29 +35,35 @@ class Sink(Protocol):
 
 def make_sink(text: str) -> Sink:
     """The sink of an address; nothing is opened yet.  Raises OptionError for one that is not understood."""
-    if text == "-":
-        return _jsonl(Uri("jsonl:-", frozenset({"jsonl"})))
-    address = Uri(text, frozenset(_MAKERS))
+    address = Uri("jsonl:-" if text == "-" else text, frozenset(_MODULES))
     if not address.scheme:
         raise OptionError(f"{address.text}: expected the address of a sink, one of {', '.join(SINK_FORMS)}")
-    return _MAKERS[address.scheme](address)
-
-
-# What an address looks like, for messages; README has the options.
-SINK_FORMS = ("-", "jsonl:FILE")
-
-
-def _jsonl(address: Uri) -> Sink:
-    from inflight_edge.sinks.jsonl import SYNCS, JsonLinesSink
-
-    sink = JsonLinesSink(
-        address.rest,
-        rotate_bytes=address.take("rotate_bytes", whole_number(0), 0),
-        keep=address.take("keep", whole_number(1, 10_000), 5),
-        fsync=address.take("fsync", one_of(SYNCS), "no"),
-    )
-    address.finish()
+    module = importlib.import_module(f"inflight_edge.sinks.{_MODULES[address.scheme]}")
+    sink: Sink = module.from_address(address)
     return sink
 
 
-_MAKERS: dict[str, Callable[[Uri], Sink]] = {"jsonl": _jsonl}
+# What an address looks like, for messages; README has the options.
+SINK_FORMS = (
+    "-",
+    "jsonl:FILE",
+    "mqtt://HOST:PORT/TOPIC",
+    "mqtts://HOST:PORT/TOPIC",
+    "prometheus://127.0.0.1:PORT",
+    "http://HOST/PATH",
+    "https://HOST/PATH",
+    "video:FILE.mp4",
+    "evidence:FOLDER",
+)
+
+# Scheme to the module that knows its options.
+_MODULES = {
+    "jsonl": "jsonl",
+    "mqtt": "mqtt",
+    "mqtts": "mqtt",
+    "prometheus": "prometheus",
+    "http": "webhook",
+    "https": "webhook",
+    "video": "video",
+    "evidence": "evidence",
+}

@@ -13,11 +13,12 @@ from typing import Literal, get_args
 from inflight_edge.errors import OptionError, SinkError
 from inflight_edge.events import Context, Outcome
 from inflight_edge.sinks.record import encode
+from inflight_edge.uri import Uri, one_of, whole_number
 
-__all__ = ["SYNCS", "JsonLinesSink", "Sync"]
+__all__ = ["JsonLinesSink", "Sync", "from_address"]
 
 Sync = Literal["no", "flush", "line"]
-SYNCS: tuple[Sync, ...] = get_args(Sync)
+_SYNCS: tuple[Sync, ...] = get_args(Sync)
 
 # How long a reader of standard output may take no byte before an outcome is lost, in seconds.
 _PATIENCE_S = 5.0
@@ -212,3 +213,15 @@ def _sync_folder(path: str) -> None:
 
 def _cause(error: OSError) -> str:
     return error.strerror or str(error)
+
+
+def from_address(address: Uri) -> JsonLinesSink:
+    """jsonl:FILE, - for standard output.  Raises OptionError."""
+    sink = JsonLinesSink(
+        address.rest,
+        rotate_bytes=address.take("rotate_bytes", whole_number(0), 0),
+        keep=address.take("keep", whole_number(1, 10_000), 5),
+        fsync=address.take("fsync", one_of(_SYNCS), "no"),
+    )
+    address.finish()
+    return sink
