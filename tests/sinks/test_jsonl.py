@@ -166,20 +166,6 @@ def test_a_file_that_was_moved_or_removed_is_opened_again(path: Path) -> None:
     assert (indices(path.with_name("moved")), indices(path)) == ([0], [2])
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"mounting a small file system needs root: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_full_disk_is_an_error_and_over_when_there_is_space(small_disk: Path) -> None:
     path, ballast = small_disk / "verdicts.jsonl", small_disk / "ballast"
     ballast.write_bytes(bytes(50_000))
