@@ -137,7 +137,14 @@ def test_the_bytes_are_bounded(tmp_path: Path) -> None:
 
 
 def test_files_of_others_are_never_removed(tmp_path: Path) -> None:
-    names = ["notes.txt", "evidence-1-notes.txt", "evidence-00000000-notes.png", "evidence-00000000.png", ".evidence.tmp", "frame.png"]
+    names = [
+        "notes.txt",
+        "evidence-1-notes.txt",
+        "evidence-00000000-notes.png",
+        "evidence-00000000.png",
+        ".evidence.tmp",
+        "frame.png",
+    ]
     for name in names:
         (tmp_path / name).write_bytes(bytes(5000))
     target = tmp_path.with_name(f"{tmp_path.name}-elsewhere")
