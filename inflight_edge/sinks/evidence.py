@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
@@ -139,8 +140,8 @@ class EvidenceSink:
 
     def _png(self, outcome: Outcome) -> bytes:
         data = io.BytesIO()
-        # Level 1: a camera's noise does not shrink further, and 6 takes several times as long.
-        self._pillow.fromarray(picture(outcome.frame)).save(data, "PNG", compress_level=1)
+        # A camera's noise leaves no repetitions to search for: a fifth faster than level 1, and no larger than level 6.
+        self._pillow.fromarray(picture(outcome.frame)).save(data, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
         return data.getvalue()
 
     def _remove(self, name: str) -> None:
