@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 # Outcomes that the broker has not yet acknowledged: enough for 30 frames/s over 600 ms there and back, and few
 # enough that a socket's buffer takes them all, so that paho's thread never waits for a broker that hangs.
 _WINDOW = 20
-_MAX_DELAY_S = 30
+_MAX_DELAY_S = 10
 
 
 class MqttSink:
