@@ -27,10 +27,13 @@ class Sink(Protocol):
         """Deliver, or keep in bounded memory for later.  Raises SinkError when the outcome is lost; others follow."""
 
     def flush(self) -> None:
-        """Called about once a second and before the end: hand on what is kept.  Raises SinkError."""
+        """Called about once a second and before the end: hand on what is kept.
+
+        Raises SinkError; its ``lost`` says how many outcomes written before are lost.
+        """
 
     def close(self) -> None:
-        """Flush and release everything.  May be called twice.  Raises SinkError when something kept was lost."""
+        """Flush and release everything.  May be called twice.  Raises SinkError when something kept was ``lost``."""
 
 
 def make_sink(text: str) -> Sink:

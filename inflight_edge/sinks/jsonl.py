@@ -158,12 +158,12 @@ class JsonLinesSink:
                 if self._moved():
                     self._reopen()
             except OSError as error:
-                raise self._error("cannot be opened again", error) from error
+                raise self._error("cannot be opened again", error, lost=0) from error
         if self._fsync == "flush":
             self._sync()
         if self._rotation_error:
             message, self._rotation_error = self._rotation_error, ""
-            raise SinkError(f"{self.name}: {message}; lines go on into the same file")
+            raise SinkError(f"{self.name}: {message}; lines go on into the same file", lost=0)
 
     def _moved(self) -> bool:
         """Whether the path names another file than the open one: somebody else rotated or removed it."""
@@ -193,14 +193,15 @@ class JsonLinesSink:
             self._context = None
             os.close(file)
 
-    def _error(self, what: str, error: OSError) -> SinkError:
+    def _error(self, what: str, error: OSError, lost: int = 1) -> SinkError:
+        cause = _cause(error)
         if error.errno == errno.EPIPE:
-            return SinkError(f"{self.name}: {what}: the reader is gone")
-        if error.errno == errno.EWOULDBLOCK:
-            return SinkError(f"{self.name}: {what}: another process writes to it; give each its own file")
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return SinkError(f"{self.name}: {what}: {_cause(error)}; make space, the next outcomes are written again")
-        return SinkError(f"{self.name}: {what}: {_cause(error)}")
+            cause = "the reader is gone"
+        elif error.errno == errno.EWOULDBLOCK:
+            cause = "another process writes to it; give each its own file"
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            cause += "; make space, the next outcomes are written again"
+        return SinkError(f"{self.name}: {what}: {cause}", lost=lost)
 
 
 def _sync_folder(path: str) -> None:

@@ -125,7 +125,8 @@ class MqttSink:
         self._client.loop_stop()
         self._client = None
         if missing:
-            raise SinkError(f"{self.name}: {missing} outcome(s) lost: not acknowledged within {self._close_s:g} s")
+            message = f"{self.name}: {missing} outcome(s) lost: not acknowledged within {self._close_s:g} s"
+            raise SinkError(message, lost=missing)
 
     def _missing(self) -> int:
         return len(self._waiting) + self._sent - self._acknowledged

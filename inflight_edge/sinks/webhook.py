@@ -112,7 +112,8 @@ class WebhookSink:
         with self._changed:
             refused, self._refused = self._refused, 0
         if refused:
-            raise SinkError(f"{self.name}: {refused} outcome(s) lost: refused with {self._refusal}; check the URL")
+            message = f"{self.name}: {refused} outcome(s) lost: refused with {self._refusal}; check the URL"
+            raise SinkError(message, lost=refused)
 
     def close(self) -> None:
         """Go on delivering for up to timeout_s.  Raises SinkError when some outcomes could not be delivered."""
@@ -129,7 +130,8 @@ class WebhookSink:
             self._waiting.clear()
         if lost:
             also = f", and {refused} refused with {self._refusal}" if refused else ""
-            raise SinkError(f"{self.name}: {lost} outcome(s) lost: not delivered before the end{also}")
+            message = f"{self.name}: {lost} outcome(s) lost: not delivered before the end{also}"
+            raise SinkError(message, lost=lost + refused)
         self.flush()
 
     def _run(self) -> None:

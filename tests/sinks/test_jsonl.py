@@ -148,8 +148,9 @@ def test_rotation_that_fails_loses_no_line_and_is_told(path: Path) -> None:
     (path.with_name("verdicts.jsonl.1") / "file").touch()
     with opened(f"jsonl:{path}#rotate_bytes=100&keep=1") as sink:
         assert write_all(sink, 0, 1, 2) == []
-        with pytest.raises(SinkError, match=r"cannot be rotated: .*; lines go on into the same file"):
+        with pytest.raises(SinkError, match=r"cannot be rotated: .*; lines go on into the same file") as raised:
             sink.flush()
+        assert raised.value.lost == 0
         sink.flush()
     assert indices(path) == [0, 1, 2]
 

@@ -188,8 +188,9 @@ def test_beyond_the_buffer_each_loss_is_an_error(tmp_path: Path) -> None:
     for index in range(10, 13):
         with pytest.raises(SinkError, match="outcome lost: 10 are waiting and the broker is away"):
             sink.write(accepted(index))
-    with pytest.raises(SinkError, match=r"10 outcome\(s\) lost: not acknowledged within 0.1 s"):
+    with pytest.raises(SinkError, match=r"10 outcome\(s\) lost: not acknowledged within 0.1 s") as raised:
         sink.close()
+    assert raised.value.lost == 10
     sink.close()
 
 

@@ -134,8 +134,9 @@ def test_a_refusal_loses_the_outcome_and_is_told(receiver: Receiver, answer: int
     sink.write(triggered(0))
     sink.write(triggered(1))
     wait_for(lambda: len(receiver.requests) == 2 and not sink._waiting)
-    with pytest.raises(SinkError, match=rf"2 outcome\(s\) lost: refused with HTTP {answer}; check the URL"):
+    with pytest.raises(SinkError, match=rf"2 outcome\(s\) lost: refused with HTTP {answer}; check the URL") as raised:
         sink.flush()
+    assert raised.value.lost == 2
     sink.flush()
     receiver.answer = 200
     sink.write(triggered(2))
@@ -157,8 +158,9 @@ def test_write_never_waits_and_the_buffer_is_bounded(receiver: Receiver) -> None
     assert lost == 450
     sink.flush()
     assert time.monotonic() - begin < 0.3
-    with pytest.raises(SinkError, match=r"50 outcome\(s\) lost"):
+    with pytest.raises(SinkError, match=r"50 outcome\(s\) lost") as raised:
         sink.close()
+    assert raised.value.lost == 50
     assert time.monotonic() - begin < 3.0
 
 
