@@ -121,7 +121,7 @@ def _lines(values: dict[str, Any]) -> tuple[str, str, str]:
         detail += f"  label {_class(values, 'label')}"
     if values["alarm"]:
         detail = f"ALARM  {detail}"
-    time = f"  {values['time'][11:23]} UTC" if values["time"] else ""
+    time = f"  {values['time'][11:23]}Z" if values["time"] else ""
     return verdict, detail, f"{values['camera']}  #{values['index']}{time}"
 
 

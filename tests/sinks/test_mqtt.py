@@ -206,10 +206,10 @@ def test_a_broker_that_hangs_does_not_hold_the_pipeline(broker: Broker) -> None:
     with pytest.raises(SinkError, match="the broker is slow"):
         write_many(sink, 100)
     sink.flush()
-    assert time.monotonic() - begin < 1.0
+    assert time.monotonic() - begin < 3.0
     with pytest.raises(SinkError, match="not acknowledged"):
         sink.close()
-    assert time.monotonic() - begin < 8.0
+    assert time.monotonic() - begin < 15.0
 
 
 KILLED = """

@@ -110,7 +110,7 @@ def test_what_is_written_beside_the_image() -> None:
     assert lines(triggered(7, alarm=True)) == (
         "TRIGGER  west, really north",
         "ALARM  margin +19.75  label north",
-        "front  #7  08:00:00.123 UTC",
+        "front  #7  08:00:00.123Z",
     )
     assert lines(accepted(0))[:2] == ("ACCEPT  north", "margin -10.50  label north")
     assert lines(unguarded(0))[:2] == ("UNGUARDED  süd", "no margin: the class has no guard  label süd")

@@ -157,11 +157,11 @@ def test_write_never_waits_and_the_buffer_is_bounded(receiver: Receiver) -> None
             lost += 1
     assert lost == 450
     sink.flush()
-    assert time.monotonic() - begin < 0.3
+    assert time.monotonic() - begin < 2.0
     with pytest.raises(SinkError, match=r"50 outcome\(s\) lost") as raised:
         sink.close()
     assert raised.value.lost == 50
-    assert time.monotonic() - begin < 3.0
+    assert time.monotonic() - begin < 6.0
 
 
 def test_close_delivers_what_waits(receiver: Receiver) -> None:
