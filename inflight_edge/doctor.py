@@ -62,8 +62,10 @@ _LIBRARIES = (
     ),
     ("safetensors", "safetensors", "reading and writing bundles", "pip install safetensors"),
     ("ONNX Runtime", "onnxruntime", "the classifier on the CPU", "pip install 'inflight-edge[onnxruntime]'"),
-    ("Pillow", "PIL.Image", "reading image files", "pip install 'inflight-edge[camera]'"),
+    ("Pillow", "PIL.Image", "image files, evidence and annotated video", "pip install 'inflight-edge[camera]'"),
     ("PyAV", "av", "video files, RTSP and USB cameras", "pip install 'inflight-edge[video]'"),
+    ("paho-mqtt", "paho.mqtt.client", "verdicts to an MQTT broker", "pip install 'inflight-edge[mqtt]'"),
+    ("prometheus-client", "prometheus_client", "metrics", "pip install 'inflight-edge[prometheus]'"),
     (
         "TensorRT",
         "tensorrt",

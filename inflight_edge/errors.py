@@ -56,4 +56,11 @@ class SourceError(InflightError):
 
 
 class SinkError(InflightError):
-    """A sink cannot be opened, or could not deliver an outcome."""
+    """A sink cannot be opened, or could not deliver an outcome.
+
+    lost  outcomes that are lost with it: one for a write, what a flush or a close says.
+    """
+
+    def __init__(self, message: str, *, lost: int = 1) -> None:
+        super().__init__(message)
+        self.lost = lost

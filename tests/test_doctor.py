@@ -34,6 +34,8 @@ def test_this_machine() -> None:
         "ONNX Runtime",
         "Pillow",
         "PyAV",
+        "paho-mqtt",
+        "prometheus-client",
         "TensorRT",
         "pycuda",
         "Triton language",
