@@ -50,13 +50,11 @@ def score(options: argparse.Namespace) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Judge the frames of cameras or files until they end."""
-    from inflight_edge.logs import configure
     from inflight_edge.service import serve
     from inflight_edge.settings import Settings, read_settings
 
     given = {field.name: getattr(options, field.name) for field in fields(Settings)}
     settings = read_settings(options.config, given)
-    configure(settings.log_format, quiet=options.quiet)
     return serve(settings, json_path=options.json, quiet=options.quiet)
 
 

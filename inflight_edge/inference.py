@@ -110,8 +110,8 @@ class Inference(threading.Thread):
         counters.decisions[camera, verdict.decision.value, name] += 1
         counters.judged[camera] += 1
         if alarm.update(verdict):
-            level, state = (logging.WARNING, "on") if alarm.on else (logging.INFO, "off")
+            state = "on" if alarm.on else "off"
             fields = {"camera": camera, "event": f"alarm {state}", "index": frame.index}
-            log.log(level, "camera %s: alarm %s", camera, state, extra=fields)
+            log.info("camera %s: alarm %s at frame %d", camera, state, frame.index, extra=fields)
         emitted = label(verdict, repair=self._repair)
         self._emit(Outcome(frame, verdict, "", emitted, alarm.on, time.time_ns(), times))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import logging.handlers
+import queue
 import sys
 from datetime import datetime, timezone
 
 __all__ = ["FORMATS", "configure"]
 
 FORMATS = ("text", "json")
+MAX_WAITING = 10_000
 _KNOWN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -30,14 +34,34 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def configure(form: str, *, quiet: bool) -> None:
-    """Send this package's log to standard error.  form: one of FORMATS.  quiet: warnings and errors only."""
+class _Hand(logging.handlers.QueueHandler):
+    """Hands records to the thread that writes them: a terminal or pipe that does not take them stalls no frame."""
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Drop the record when the writer is far behind."""
+        with contextlib.suppress(queue.Full):
+            self.queue.put_nowait(record)
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        """Nothing to prepare: it stays in this process."""
+        return record
+
+
+def configure(form: str, *, quiet: bool) -> logging.handlers.QueueListener:
+    """Send this package's log to standard error, from a thread of its own; ``stop`` the result in the end.
+
+    form: one of FORMATS.  quiet: warnings and errors only.
+    """
     handler = logging.StreamHandler(sys.stderr)
     # A progress line may stand where the log line begins: what is left of it is erased.
     erase = "\x1b[K" if sys.stderr.isatty() else ""
     text = logging.Formatter(f"%(asctime)s %(levelname)s %(message)s{erase}")
     handler.setFormatter(JsonFormatter() if form == "json" else text)
+    records: queue.Queue[logging.LogRecord] = queue.Queue(MAX_WAITING)
     logger = logging.getLogger("inflight_edge")
-    logger.handlers[:] = [handler]
+    logger.handlers[:] = [_Hand(records)]
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
     logger.propagate = False
+    listener = logging.handlers.QueueListener(records, handler)
+    listener.start()
+    return listener

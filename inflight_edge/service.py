@@ -18,6 +18,7 @@ from inflight_edge.capture import describe
 from inflight_edge.cli import table
 from inflight_edge.detector import Detector
 from inflight_edge.events import Status
+from inflight_edge.logs import configure
 from inflight_edge.pipeline import Pipeline
 from inflight_edge.reload import load_verified
 from inflight_edge.sd_notify import Notifier
@@ -41,26 +42,30 @@ def serve(settings: Settings, *, json_path: Path | None = None, quiet: bool = Fa
     from inflight_edge.sinks import make_sink
     from inflight_edge.sources import make_source
 
-    detector = _load(settings)
-    pipeline = Pipeline(
-        detector,
-        [make_source(text) for text in settings.source],
-        [make_sink(text) for text in settings.sink],
-        keep=settings.keep,
-        queue=settings.queue,
-        sink_queue=settings.sink_queue,
-        batch=settings.batch,
-        max_frames=settings.max_frames,
-        max_seconds=settings.max_seconds,
-        repair=settings.repair,
-        alarm=settings.alarm_rule,
-        region=settings.region_of_interest,
-        cpus=settings.processors,
-        bundle=settings.bundle,
-    )
-    progress = sys.stderr.isatty() and not quiet
-    status = Service(pipeline, lambda: _load(settings), Notifier(), progress=progress).run()
-    print(summary(status), file=sys.stderr)
+    logs = configure(settings.log_format, quiet=quiet)
+    try:
+        pipeline = Pipeline(
+            _load(settings),
+            [make_source(text) for text in settings.source],
+            [make_sink(text) for text in settings.sink],
+            keep=settings.keep,
+            queue=settings.queue,
+            sink_queue=settings.sink_queue,
+            batch=settings.batch,
+            max_frames=settings.max_frames,
+            max_seconds=settings.max_seconds,
+            repair=settings.repair,
+            alarm=settings.alarm_rule,
+            region=settings.region_of_interest,
+            cpus=settings.processors,
+            bundle=settings.bundle,
+        )
+        progress = sys.stderr.isatty() and not quiet
+        status = Service(pipeline, lambda: _load(settings), Notifier(), progress=progress).run()
+    finally:
+        logs.stop()  # what it still holds comes before the summary
+    if not quiet:
+        print(summary(status), file=sys.stderr)
     if json_path is not None:
         json_path.write_text(json.dumps(status_record(status), indent=1) + "\n", encoding="utf-8")
     if pipeline.errors:

@@ -133,7 +133,7 @@ def test_slow_sink_never_holds_up_live_inference_and_says_what_it_lost(caplog: p
     assert status.lost == {"slow": 200 - len(slow.outcomes), "fast": 0}
     assert 10 <= len(slow.outcomes) <= 12
     messages = [r.getMessage() for r in caplog.records if "slow" in r.getMessage()]
-    assert [m.partition(" (")[0] for m in messages][0] == "sink slow: its queue is full, outcomes are lost"
+    assert messages[0].partition(" (")[0] == "sink slow: its queue is full, outcomes are lost"
     assert len(messages) == 2, messages
     assert "works again" in messages[1]
 
