@@ -7,6 +7,7 @@ Sinks: ``lines:PATH`` (a line per outcome, written at once), ``slow:SECONDS`` (t
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import sys
 import time
@@ -23,7 +24,7 @@ FRAMES = [CLEAN_WEST, TRIGGERED_NORTH, CLEAN_EAST]
 
 
 class LinesSink:
-    """``camera index decision`` and a line break, in one write."""
+    """A line of JSON per outcome, in one write."""
 
     name = "lines"
 
@@ -36,7 +37,8 @@ class LinesSink:
 
     def write(self, outcome: Outcome) -> None:
         decision = outcome.drop if outcome.verdict is None else outcome.verdict.decision.value
-        os.write(self.file, f"{outcome.frame.camera} {outcome.frame.index} {decision}\n".encode())
+        record = {"camera": outcome.frame.camera, "index": outcome.frame.index, "decision": decision}
+        os.write(self.file, json.dumps(record).encode() + b"\n")
 
     def flush(self) -> None:
         """Nothing is held back."""
