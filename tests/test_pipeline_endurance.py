@@ -105,12 +105,13 @@ def hour(n_frames: int, speed: float) -> None:
                 waits.append(outcome.stages["whole"])
 
     sink = Timing(n_frames // 5, resident)
-    status = Pipeline(stub_detector(), [Camera(n_frames, speed)], [sink], queue=200, sink_queue=1000).run()
+    # A camera that waits where ours would drop: a busy machine holds up so many frames a second now and then.
+    status = Pipeline(stub_detector(), [Camera(n_frames, speed)], [sink], keep="all", queue=50).run()
     assert (status.judged, status.dropped) == ({"camera": n_frames}, {})
     assert not any(status.lost.values())
     first, last = sorted(waits[:1000])[500], sorted(waits[1000:])[500]
     print(f"{n_frames} frames: whole p50 of the first 1000 {first / 1000:.0f} us, of the last {last / 1000:.0f} us")
-    assert last < 2 * first + 200_000, "the frames wait longer and longer"
+    assert last < 2 * first + 2_000_000, "the frames wait longer and longer"
     assert max(sink.probes[1:]) - sink.probes[1] < 4 << 20, sink.probes
 
 
