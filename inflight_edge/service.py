@@ -17,6 +17,7 @@ from typing import Any
 from inflight_edge.capture import describe
 from inflight_edge.cli import table
 from inflight_edge.detector import Detector
+from inflight_edge.errors import OptionError
 from inflight_edge.events import Status
 from inflight_edge.logs import configure
 from inflight_edge.pipeline import Pipeline
@@ -39,6 +40,8 @@ def serve(settings: Settings, *, json_path: Path | None = None, quiet: bool = Fa
     SIGHUP           load the bundle again.
     Raises InflightError when it cannot start.
     """
+    if json_path is not None and not json_path.parent.is_dir():
+        raise OptionError(f"--json: expected a file in a folder that exists, got {json_path}")
     from inflight_edge.sinks import make_sink
     from inflight_edge.sources import make_source
 
@@ -114,7 +117,7 @@ class Service:
             self._serve()
         finally:
             for number, handler in handlers.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
         return self._pipeline.status()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:

@@ -127,4 +127,4 @@ def _toml() -> Any:
         import tomllib
 
         return tomllib
-    return require("tomli", "pip install tomli, or give the settings as options")
+    return require("tomli", "pip install 'inflight-edge[config]', or give the settings as options")

@@ -87,7 +87,7 @@ def test_python_310_without_tomli_is_told_what_to_install(tmp_path: Path, monkey
     (tmp_path / "run.toml").write_text("queue = 3")
     monkeypatch.setattr(sys, "version_info", (3, 10, 0))
     monkeypatch.setitem(sys.modules, "tomli", None)
-    with pytest.raises(DependencyError, match=r"tomli: needed here .* pip install tomli"):
+    with pytest.raises(DependencyError, match=r"tomli: needed here .* pip install 'inflight-edge.config.'"):
         read_settings(tmp_path / "run.toml", GIVEN)
 
 
