@@ -26,7 +26,9 @@ from inflight_edge.errors import (
     SinkError,
     SourceError,
 )
+from inflight_edge.events import Frame, Outcome
 from inflight_edge.guard import Guard
+from inflight_edge.pipeline import Pipeline
 from inflight_edge.preprocess import Preprocess
 from inflight_edge.scoring import Scorer
 from inflight_edge.verdict import Decision, Verdict, decide
@@ -40,11 +42,14 @@ __all__ = [
     "Detector",
     "Engine",
     "EngineError",
+    "Frame",
     "Guard",
     "GuardError",
     "InflightError",
     "ModelError",
     "OptionError",
+    "Outcome",
+    "Pipeline",
     "Preprocess",
     "ScoreError",
     "Scorer",

@@ -80,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--json", action="store_true", help="JSON lines instead of a table")
     _engine_arguments(score)
 
+    _run_arguments(_add(commands, "run", "judge cameras or files in real time", "device", "run"))
+
     evaluate = _add(commands, "evaluate", "TPR, FPR, SIA and AUROC on labelled frames", "workstation", "evaluate")
     evaluate.add_argument("bundle", type=Path, metavar="BUNDLE")
     evaluate.add_argument(
@@ -199,6 +201,35 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_argument("--json", action="store_true", help="JSON instead of a table")
+
+
+def _run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Names are those of settings.Settings, which has the defaults."""
+    parser.add_argument("bundle", nargs="?", metavar="BUNDLE")
+    parser.add_argument("--source", action="append", metavar="URI", help="a camera or file; repeatable")
+    parser.add_argument("--sink", action="append", metavar="URI", help="where outcomes go; repeatable")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file with these settings; options win")
+    parser.add_argument("--max-frames", type=int, metavar="N", help="stop after N frames")
+    parser.add_argument("--max-seconds", type=float, metavar="S", help="stop after S seconds")
+    parser.add_argument(
+        "--keep", help="of frames that come too fast: newest (default of cameras), oldest, or all (of files)"
+    )
+    parser.add_argument("--queue", type=int, metavar="N", help="frames that may wait per source (default 4)")
+    parser.add_argument("--sink-queue", type=int, metavar="N", help="outcomes that may wait per sink (default 256)")
+    parser.add_argument(
+        "--batch", type=int, metavar="N", help="frames per call of the engine (default: one per source)"
+    )
+    parser.add_argument("--repair", action="store_true", default=None, help="label a trigger with its source class")
+    parser.add_argument("--alarm", metavar="N/M", help="alarm while N of a camera's last M frames are flagged")
+    parser.add_argument("--alpha", type=float, help="promised rate of false alarms; default: the rule without one")
+    parser.add_argument("--region", metavar="X,Y,W,H", help="judge this part of each frame")
+    parser.add_argument(
+        "--cpus", action="append", metavar="ROLE=LIST", help="processors of capture, inference or sinks; repeatable"
+    )
+    parser.add_argument("--log-format", help="text (default) or json")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the summary to FILE")
+    _engine_arguments(parser)
+    parser.set_defaults(engine=None, scorer=None)
 
 
 def _engine_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Commands of the device's side: score, verify, bench, doctor, export-triton."""
+"""Commands of the device's side: score, run, verify, bench, doctor, export-triton."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from inflight_edge.bench import bench as bench_detector
@@ -18,7 +18,7 @@ from inflight_edge.images import iter_images
 from inflight_edge.verdict import Decision, Verdict
 from inflight_edge.verify import verify as verify_bundle
 
-__all__ = ["bench", "doctor", "export_triton", "load_detector", "score", "verify"]
+__all__ = ["bench", "doctor", "export_triton", "load_detector", "run", "score", "verify"]
 
 _HEADER = ("image", "decision", "predicted", "source", "margin", "reason")
 
@@ -46,6 +46,16 @@ def score(options: argparse.Namespace) -> int:
     if invalid:
         raise DataError(f"{len(invalid)} image(s) could not be judged and are invalid; the first: {invalid[0]}")
     return 0
+
+
+def run(options: argparse.Namespace) -> int:
+    """Judge the frames of cameras or files until they end."""
+    from inflight_edge.service import serve
+    from inflight_edge.settings import Settings, read_settings
+
+    given = {field.name: getattr(options, field.name) for field in fields(Settings)}
+    settings = read_settings(options.config, given)
+    return serve(settings, json_path=options.json, quiet=options.quiet)
 
 
 def verify(options: argparse.Namespace) -> int:

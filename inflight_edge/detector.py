@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inflight_edge.bundle import Bundle, read_bundle
+from inflight_edge.colour import Colour
 from inflight_edge.engines import Engine
 from inflight_edge.engines.onnxruntime import OnnxRuntimeEngine
 from inflight_edge.errors import BundleError, EngineError, InflightError, OptionError
@@ -89,29 +91,55 @@ class Detector:
         frames = list(frames)
         verdicts: list[Verdict] = []
         for start in range(0, len(frames), batch_size):
-            verdicts += self._run_batch(frames[start : start + batch_size])
+            verdicts += self.judge(frames[start : start + batch_size])
         return verdicts
 
-    def _run_batch(self, frames: Sequence[NDArray[np.uint8]]) -> list[Verdict]:
-        prepared = [self._prepare(frame) for frame in frames]
-        inputs = {i: item for i, item in enumerate(prepared) if not isinstance(item, Verdict)}
-        verdicts = {i: item for i, item in enumerate(prepared) if isinstance(item, Verdict)}
+    def judge(
+        self,
+        frames: Sequence[NDArray[np.uint8]],
+        colours: Sequence[Colour] | None = None,
+        stages: Sequence[dict[str, int]] | None = None,
+    ) -> list[Verdict]:
+        """Verdicts on one batch, as ``run`` gives them.
+
+        colours  what the bytes of each frame mean, rgb unless given.
+        stages   a dictionary per frame, to be filled with nanoseconds: ``preprocess`` and ``guard`` of the frame,
+                 ``engine`` of the batch.  A stage that a frame did not reach is left out.
+        """
+        clock = time.monotonic_ns
+        inputs: dict[int, FloatArray] = {}
+        verdicts: dict[int, Verdict] = {}
+        for i, frame in enumerate(frames):
+            start = clock()
+            item = self._prepare(frame, colours[i] if colours else "rgb")
+            if isinstance(item, Verdict):
+                verdicts[i] = item
+            else:
+                inputs[i] = item
+            if stages:
+                stages[i]["preprocess"] = clock() - start
         if inputs:
+            start = clock()
             try:
                 logits, features = self.engine.run(np.stack(list(inputs.values())))
                 for name, array in (("logits", logits), ("features", features)):
                     if array.ndim != 2 or array.shape[0] != len(inputs):
                         raise EngineError(f"{name}: expected {len(inputs)} rows, got shape {array.shape}")
-                verdicts |= {i: self.score(features[row], logits[row]) for row, i in enumerate(inputs)}
+                inferred = clock()
+                for row, i in enumerate(inputs):
+                    scoring = clock()
+                    verdicts[i] = self.score(features[row], logits[row])
+                    if stages:
+                        stages[i] |= {"engine": inferred - start, "guard": clock() - scoring}
             except Exception as error:  # noqa: BLE001 - whatever an engine raises, no frame of its batch may pass
                 reason = f"engine {getattr(self.engine, 'name', '')}: {_text(error)}"
                 verdicts |= dict.fromkeys(inputs, _invalid(reason))
         return [verdicts[i] for i in range(len(frames))]
 
-    def _prepare(self, frame: NDArray[np.uint8]) -> FloatArray | Verdict:
+    def _prepare(self, frame: NDArray[np.uint8], colour: Colour) -> FloatArray | Verdict:
         """Network input of a frame, or the INVALID verdict when it has none."""
         try:
-            return self.bundle.preprocess(frame)
+            return self.bundle.preprocess(frame, colour)
         except (InflightError, MemoryError) as error:
             return _invalid(_text(error))
 

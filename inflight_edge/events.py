@@ -19,7 +19,8 @@ __all__ = ["Context", "Frame", "Outcome", "Status"]
 class Frame:
     """One image as a source gives it.
 
-    pixels       uint8 in the layout of ``colour``, see colour.check_frame; None when it could not be read.
+    pixels       uint8 in the layout of ``colour``, see colour.check_frame; None when it could not be read, and in the
+                 outcome of a dropped frame.  The source writes to them no more.
     captured_ns  time.monotonic_ns() when it was captured, or handed over by the library that captures.
     colour       what the bytes mean.
     name         file name or the like, "" for a camera's frames.
@@ -41,12 +42,16 @@ class Frame:
 class Outcome:
     """What became of one frame: a verdict, or a drop.  Every frame that a source gave has exactly one.
 
-    verdict  None when the frame was dropped.       drop  why it was never judged, else "".
+    verdict  None when the frame was dropped.
+    drop     why it was never judged, else "": ``late`` (another frame took its place), ``limit`` (read after the last
+             frame that was asked for), ``stop`` (the stop could not wait for it).
     label    the class index that the pipeline emits: the prediction if the verdict passes; of a trigger the source
              class where the pipeline repairs; None for what is refused or dropped.
-    alarm    whether the camera's alarm is on after this frame (n of the last m frames flagged).
+    alarm    whether the camera's alarm is on after this frame: n of its last m judged frames did not pass.
     wall_ns  time.time_ns() when the outcome was known, for people; intervals never use it.
-    stages   nanoseconds by stage: queue, preprocess, engine, guard, whole.  Empty for a drop.
+    stages   nanoseconds by stage.  queue: captured until taken for judgement.  preprocess, guard: of this frame.
+             engine: of its batch.  whole: captured until the verdict.  A stage that it did not reach is left out; a
+             drop has none.
     """
 
     frame: Frame
@@ -67,7 +72,7 @@ class Status:
     reconnects        by camera.                      alarms      cameras whose alarm is on.
     queues            frames or outcomes waiting, by queue name: ``frames`` and ``sink NAME``.
     lost              outcomes that a sink did not take (queue full or failure), by sink name.
-    stages            latencies by stage name.        uptime_ns   since the start, monotonic.
+    stages            latencies by stage, and ``sink NAME``: verdict until written.   uptime_ns  since the start.
     """
 
     captured: Mapping[str, int]

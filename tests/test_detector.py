@@ -260,6 +260,23 @@ def test_nothing_non_finite_ever_passes(detector: Detector, features: list[float
         assert verdict.predicted in detector.guards
 
 
+def test_judge_takes_each_frames_colour_and_gives_its_times(detector: Detector) -> None:
+    blue = np.zeros((2, 2, 3), np.uint8)
+    blue[1, 1] = 0, 0, 255
+    red = blue[:, :, ::-1]
+    stages: list[dict[str, int]] = [{} for _ in range(4)]
+    frames = [blue, red, CLEAN_WEST.astype(np.float32), CLEAN_EAST]
+    verdicts = detector.judge(frames, ["rgb", "bgr", "rgb", "rgb"], stages)
+    assert verdicts[0] == verdicts[1] == detector(blue)
+    assert [v.decision for v in verdicts[2:]] == [Decision.INVALID, Decision.UNGUARDED]
+    assert [set(times) for times in stages] == [
+        {"preprocess", "engine", "guard"}, {"preprocess", "engine", "guard"}, {"preprocess"},
+        {"preprocess", "engine", "guard"},
+    ]  # fmt: skip
+    assert stages[0]["engine"] == stages[3]["engine"] > 0
+    assert all(time >= 0 for times in stages for time in times.values())
+
+
 # --- making one
 
 

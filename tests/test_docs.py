@@ -154,12 +154,34 @@ def test_readme_export_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 8), nn.ReLU(), nn.Linear(8, 4))
     images = np.zeros((6, 32, 32, 3), np.uint8)
     exec(
-        compile(fences(README, "python")[1], "README.md", "exec"),
+        compile(next(c for c in fences(README, "python") if "torch.export" in c), "README.md", "exec"),
         {"model": model, "images": images, "labels": np.arange(6) % 4},
     )
     data = load_images("clean.npz")
     classifier = load_classifier("classifier.pt2", image_shape=data.image_shape)
     assert (len(data), classifier.n_classes, classifier.n_features, classifier.fixed_batch) == (6, 4, 8, None)
+
+
+def test_readme_pipeline_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipelines import ListSink, ListSource
+
+    written(tmp_path / "bundle")
+    monkeypatch.chdir(tmp_path)
+    sink = ListSink()
+    monkeypatch.setattr("inflight_edge.sources.make_source", lambda text: ListSource([CLEAN_WEST]), raising=False)
+    monkeypatch.setattr("inflight_edge.sinks.make_sink", lambda text: sink, raising=False)
+    names: dict[str, Any] = {}
+    exec(compile(next(c for c in fences(README, "python") if "Pipeline" in c), "README.md", "exec"), names)
+    assert names["status"].judged == {"list": 1}
+    assert sink.decisions() == ["accept"]
+
+
+def test_readme_settings_are_read(tmp_path: Path) -> None:
+    from inflight_edge.settings import read_settings
+
+    (tmp_path / "run.toml").write_text(fences(README, "toml")[0])
+    settings = read_settings(tmp_path / "run.toml", {})
+    assert (settings.alarm, settings.repair, settings.max_seconds) == ("3/5", True, 3600)
 
 
 def test_readme_has_the_verdicts_and_the_place_for_results() -> None:

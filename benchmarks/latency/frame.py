@@ -26,7 +26,7 @@ from inflight_edge.engines.onnxruntime import OnnxRuntimeEngine
 from inflight_edge.guard import FloatArray, Guard
 from inflight_edge.preprocess import Preprocess
 
-__all__ = ["run_frame"]
+__all__ = ["NETWORKS", "POOL", "QUICK", "Network", "make_detector", "run_frame"]
 
 N_CLASSES = 10
 POOL = 32
@@ -67,7 +67,7 @@ def _run_network(report: Report, network: Network) -> None:
     rng = np.random.default_rng(0)
     channels, height, width = network.image_shape
     frames = rng.integers(0, 256, (POOL, height, width, channels), np.uint8)
-    detector = _detector(network, frames, rng)
+    detector = make_detector(network, frames, rng)
     defences = _Defences(detector, frames, rng)
     stages = Stages.of(detector)
     runs: dict[str, Callable[[NDArray[np.uint8]], object]] = {
@@ -183,7 +183,9 @@ def _check_answers(detector: Detector, defences: _Defences, stages: Stages, fram
             raise AssertionError(f"expected the detector's verdict {verdict} from a guard, got another; not timed")
 
 
-def _detector(network: Network, frames: NDArray[np.uint8], rng: np.random.Generator) -> Detector:
+def make_detector(
+    network: Network, frames: NDArray[np.uint8], rng: np.random.Generator, *, threads: int | None = None
+) -> Detector:
     """The network with random weights, and a guard of every class around the features of the frames."""
     torch.manual_seed(0)
     preprocess = Preprocess(network.image_shape)
@@ -196,7 +198,8 @@ def _detector(network: Network, frames: NDArray[np.uint8], rng: np.random.Genera
     mean, scale = features.mean(axis=0), features.std(axis=0) + np.float32(1e-3)
     means = rng.standard_normal((N_CLASSES, features.shape[1]), dtype=np.float32)
     guards = tuple(_guard(target, mean, scale, means) for target in range(N_CLASSES))
-    return Detector(_bundle(preprocess, classifier.feature_layer, guards, model, frames, logits, features))
+    bundle = _bundle(preprocess, classifier.feature_layer, guards, model, frames, logits, features)
+    return Detector(bundle, threads=threads)
 
 
 def _guard(target: int, mean: FloatArray, scale: FloatArray, means: FloatArray) -> Guard:

@@ -31,9 +31,10 @@ class Source(Protocol):
         """Connect.  Raises SourceError (of a live source: worth another try), OptionError, DependencyError."""
 
     def read(self) -> Frame | None:
-        """The next frame, or None at the end of the stream.  Waits for it, but not for more than a few seconds.
+        """The next frame, or None when none will ever follow.  Waits for it, but not for more than a few seconds.
 
-        A frame that arrived damaged is a Frame with a ``problem``.  Raises SourceError when the stream broke off.
+        A frame that arrived damaged is a Frame with a ``problem``.  Raises SourceError when the stream broke off: a
+        live source whose server ended or fell silent raises it too, for it may come back.
         """
 
     def close(self) -> None:
