@@ -62,6 +62,7 @@ _LIBRARIES = (
     ),
     ("safetensors", "safetensors", "reading and writing bundles", "pip install safetensors"),
     ("ONNX Runtime", "onnxruntime", "the classifier on the CPU", "pip install 'inflight-edge[onnxruntime]'"),
+    ("cryptography", "cryptography", "signed bundles", "pip install 'inflight-edge[signing]'"),
     ("Pillow", "PIL.Image", "reading image files", "pip install 'inflight-edge[camera]'"),
     (
         "TensorRT",
