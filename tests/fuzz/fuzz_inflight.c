@@ -125,12 +125,13 @@ static void use_scorer(source *from, const ife_guard *guard, int32_t target, con
 }
 
 static void fuzz_scorer(source *from) {
+    const uint32_t fault = take(from, 1) % 32;
     const int32_t kind = (int32_t)(take(from, 1) % 3);
     static const size_t sizes[] = {1, 2, 15, 16, 17, 31, 33, 64, 100, 208};
     const size_t chosen = sizes[take(from, 1) % (sizeof sizes / sizeof *sizes)];
     const size_t n = kind == IFE_FULL && chosen > 64 ? 64 : chosen;
     /* Now and then enough components for the 8-bit codes: half a megabyte of parameters. */
-    const bool many = kind != IFE_FULL && take(from, 1) % 64 == 1;
+    const bool many = kind != IFE_FULL && take(from, 1) % 16 == 1;
     const size_t rows = many ? 330 + take(from, 1) : 1 + take(from, 1) % 9;
     const size_t m = rows + (many ? 0 : take(from, 1) % 7), triangle = n * (n + 1) / 2;
     const size_t whitener = kind == IFE_DIAGONAL ? m * n : kind == IFE_FULL ? m * triangle : triangle;
@@ -150,13 +151,13 @@ static void fuzz_scorer(source *from) {
     int32_t target = (int32_t)(take(from, 1) % rows);
     const int32_t *given = classes;
     /* What breaks the contract, and must be refused before an array is read beyond its end. */
-    switch (take(from, 1)) {
+    switch (fault) {
         case 1: guard.kind = awkward_count(from); break;
         case 2: guard.n_features = awkward_count(from); break;
         case 3: guard.n_rows = awkward_count(from); break;
         case 4: guard.n_components = awkward_count(from); break;
         case 5: target = awkward_count(from); break;
-        case 6: offsets[take(from, 2) % (rows + 1)] = (int32_t)take(from, 4); break;
+        case 6: offsets[take(from, 2) % (rows + 1)] = take(from, 1) % 2 ? awkward_count(from) : (int32_t)take(from, 4); break;
         case 7: guard.origin = guard.origin ? NULL : origin; break;
         case 8: given = NULL; break;
         case 9: guard.offsets = NULL; break;
@@ -184,6 +185,7 @@ static void fuzz_scorer(source *from) {
 }
 
 static void fuzz_preprocess(source *from) {
+    const uint32_t fault = take(from, 1) % 16;
     const int32_t pixels = (int32_t)(take(from, 1) % 4);
     const size_t height = 1 + take(from, 1) % 40, width = 1 + take(from, 1) % 40, padding = take(from, 1) % 5;
     const size_t bytes = pixels == IFE_RGB || pixels == IFE_BGR ? 3 : 1, stride = bytes * width + padding;
@@ -202,7 +204,7 @@ static void fuzz_preprocess(source *from) {
         for (size_t c = 0; c < 3; ++c) input.mean[c] = awkward(from), input.deviation[c] = awkward(from);
     }
     const size_t n = (size_t)input.channels * (size_t)input.height * (size_t)input.width;
-    switch (take(from, 1)) {
+    switch (fault) {
         case 1: image.pixels = awkward_count(from); break;
         case 2: input.channels = 2; break;
         case 3: image.samples = NULL; break;
