@@ -276,6 +276,22 @@ static void check_preprocess(void) {
             }
 }
 
+/* Arrays of exact size: the prediction reads n logits and no more. */
+static void check_predict(void) {
+    for (int32_t n = 1; n <= 70; ++n) {
+        float *logits = random_array((size_t)n, -5, 5);
+        logits[n / 2] = 9.0f;
+        EXPECT(ife_predict(logits, n) == n / 2);
+        logits[n - 1] = 9.0f;
+        EXPECT(ife_predict(logits, n) == n / 2); /* the lowest of equals */
+        logits[n - 1] = n % 2 ? NAN : -INFINITY;
+        EXPECT(ife_predict(logits, n) == -1);
+        free(logits);
+    }
+    EXPECT(ife_predict(NULL, 3) == -1 && ife_predict((float[]){1.0f}, 0) == -1);
+    EXPECT(ife_predict((float[]){1.0f}, -5) == -1);
+}
+
 int main(void) {
     const int32_t sizes[] = {1, 15, 16, 17, 33, 129, 1040};
     for (int kind = IFE_DIAGONAL; kind <= IFE_FULL; ++kind)
@@ -283,6 +299,7 @@ int main(void) {
     check_guard(IFE_DIAGONAL, IFE_MAX_FEATURES);
     check_log_sum_exp();
     check_preprocess();
+    check_predict();
     check_many_rows(IFE_DIAGONAL, 200);
     check_many_rows(IFE_SHARED, 203);
     check_exp_and_log(&ife_kernels_portable);
