@@ -246,3 +246,18 @@ def test_output_that_cannot_be_written_is_refused_before_the_long_work(
     assert one_line(capsys) == (
         f"inflight-edge: error: {option}: {folder} is no folder that can be written to; make it or name another\n"
     )
+
+
+@pytest.mark.parametrize("trick", ["\x1b[2J", "\u202e", "\x9b31m", "\x07", "\u2028"])
+def test_names_of_files_cannot_drive_the_terminal(
+    trick: str, files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Escape sequences, bells and reversed text come out as their codes, in tables and in errors."""
+    bad = tmp_path / f"a{trick}b.png"
+    bad.write_bytes(b"no image")
+    assert run("score", files.tiny, bad, files.frames) == 2
+    captured = capsys.readouterr()
+    assert trick not in captured.out + captured.err
+    assert "image(s) could not be judged" in captured.err
+    assert run("score", tmp_path / f"no{trick}bundle", files.frames) == 2
+    assert trick not in capsys.readouterr().err
