@@ -8,7 +8,9 @@ PREFIX ?= /usr/local
 PYX := inflight_edge/_preprocess.pyx inflight_edge/scoring/_cpu.pyx inflight_edge/scoring/_cuda.pyx
 SOURCES := setup.py pyproject.toml constraints.txt $(PYX) $(wildcard csrc/*.c csrc/*.h csrc/*.cu)
 
-.PHONY: demo test test-slow test-gpu test-arm check lint format bench install-c clean
+SECONDS ?= 60
+
+.PHONY: demo test test-slow test-gpu test-arm fuzz check lint format bench install-c clean
 
 demo: $(VENV)/installed
 	$(BIN)/inflight-edge demo $(DEMO_ARGUMENTS)
@@ -28,6 +30,11 @@ test-gpu: $(VENV)/installed-dev
 # Needs apt, or gcc-aarch64-linux-gnu, qemu-user and mmdebstrap; keeps what it makes in ARM_CACHE, .arm unless told.
 test-arm:
 	PYTHON=$(PYTHON) tests/arm/run.sh
+
+# All fuzzers one after another, each for SECONDS; needs clang with libFuzzer.  Keeps what it finds in tests/fuzz/build.
+fuzz: $(VENV)/installed-dev
+	$(PIP) 'atheris>=2.3'
+	$(MAKE) -f tests/fuzz/Makefile PYTHON=$(BIN)/python SECONDS=$(SECONDS) c python
 
 check: lint test
 
@@ -58,7 +65,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) .arm build csrc/build benchmarks/latency/build dist *.egg-info demo
+	rm -rf $(VENV) .arm build csrc/build benchmarks/latency/build tests/fuzz/build dist *.egg-info demo
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f inflight_edge/*.so inflight_edge/scoring/*.so
 	rm -f inflight_edge/_preprocess.c inflight_edge/scoring/_cpu.c inflight_edge/scoring/_cuda.c
