@@ -134,6 +134,9 @@ static void check_refusals(ife_guard guard, float *origin, int32_t *offsets) {
     wrong.n_features = IFE_MAX_FEATURES + 1;
     EXPECT(ife_guard_check(&wrong) == IFE_INVALID);
     wrong = guard;
+    wrong.n_components = IFE_MAX_COMPONENTS + 1; /* before an array of that size is read */
+    EXPECT(ife_guard_check(&wrong) == IFE_INVALID);
+    wrong = guard;
     wrong.origin = guard.kind == IFE_SHARED ? NULL : origin;
     EXPECT(ife_guard_check(&wrong) == IFE_INVALID);
     wrong = guard;

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from inflight_edge.guard import MAX_FEATURES
+from inflight_edge.guard import MAX_COMPONENTS, MAX_FEATURES
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
@@ -133,6 +133,8 @@ def test_library_is_usable_from_cpp(tmp_path: Path) -> None:
 
 
 def test_limits_are_the_same_in_c_and_python() -> None:
-    match = re.search(r"#define IFE_MAX_FEATURES (\d+)", (CSRC / "inflight.h").read_text())
-    assert match is not None
-    assert int(match.group(1)) == MAX_FEATURES
+    header = (CSRC / "inflight.h").read_text()
+    for name, limit in (("IFE_MAX_FEATURES", MAX_FEATURES), ("IFE_MAX_COMPONENTS", MAX_COMPONENTS)):
+        match = re.search(rf"#define {name} (\d+)", header)
+        assert match is not None
+        assert int(match.group(1)) == limit
