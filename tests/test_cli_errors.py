@@ -146,6 +146,10 @@ WRONG: dict[str, tuple[str, str]] = {
     "nothing to evaluate": ("evaluate {tiny}", "nothing to measure on; name frames with --clean, --triggered or both"),
     "evaluate no bundle": ("evaluate nope --clean {clean}", "nope: expected a bundle folder"),
     "evaluate no data": ("evaluate {tiny} --clean nope", "nope: no such file or folder"),
+    "evaluate unsigned": (
+        "evaluate {tiny} --clean {frames} --key {text}",
+        "notes.txt: expected a public key (PEM, Ed25519), got something else",
+    ),
     "evaluate no labels": ("evaluate {tiny} --triggered {frames}", "expected the array `labels`"),
     "evaluate other classes": (
         "evaluate {tiny} --clean {clean}",
