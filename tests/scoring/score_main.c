@@ -1,6 +1,7 @@
 /* Runs the C scorer on exact-size heap arrays, for the sanitisers and for counting allocations.  Prints what failed. */
 #include "score.h"
 #include "score_math.h"
+#include "random_arrays.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -38,19 +39,6 @@ static int failures = 0;
             ++failures;                                                          \
         }                                                                        \
     } while (0)
-
-static uint32_t state = 1;
-
-static float uniform(float low, float high) {
-    state = state * 1664525u + 1013904223u;
-    return low + (high - low) * (float)(state >> 8) / 16777216.0f;
-}
-
-static float *random_array(size_t n, float low, float high) {
-    float *array = malloc(n * sizeof *array);
-    for (size_t i = 0; i < n; ++i) array[i] = uniform(low, high);
-    return array;
-}
 
 static double component_in_double(const ife_guard *guard, int32_t m, const float *features) {
     const size_t n = (size_t)guard->n_features;

@@ -1,5 +1,6 @@
 /* Several threads score, judge and preprocess through one guard and one frame, for ThreadSanitizer.  Prints what failed. */
 #include "inflight.h"
+#include "random_arrays.h"
 
 #include <pthread.h>
 #include <stdio.h>
@@ -7,19 +8,6 @@
 #include <string.h>
 
 enum { THREADS = 4, ROUNDS = 40, FEATURES = 37, FRAMES = 3, MANY = 2000, SIDE = 12 };
-
-static uint32_t state = 1;
-
-static float uniform(float low, float high) {
-    state = state * 1664525u + 1013904223u;
-    return low + (high - low) * (float)(state >> 8) / 16777216.0f;
-}
-
-static float *random_array(size_t n, float low, float high) {
-    float *array = malloc(n * sizeof *array);
-    for (size_t i = 0; i < n; ++i) array[i] = uniform(low, high);
-    return array;
-}
 
 typedef struct {
     const ife_scorer *scorer;
