@@ -9,7 +9,9 @@ PREFIX ?= /usr/local
 PYX := inflight_edge/_preprocess.pyx inflight_edge/scoring/_cpu.pyx inflight_edge/scoring/_cuda.pyx
 SOURCES := setup.py pyproject.toml constraints.txt $(PYX) $(wildcard csrc/*.c csrc/*.h csrc/*.cu)
 
-.PHONY: demo test test-slow test-gpu test-arm test-triton check lint format bench install-c clean
+SECONDS ?= 60
+
+.PHONY: demo test test-slow test-gpu test-arm test-triton fuzz check lint format bench install-c clean
 
 demo: $(VENV)/installed
 	$(BIN)/inflight-edge demo $(DEMO_ARGUMENTS)
@@ -34,6 +36,11 @@ test-arm:
 # own NumPy; the models there run this checkout's code.
 test-triton: $(VENV)/installed-dev $(TRITON)/installed
 	TRITON_ENV=$(TRITON) $(BIN)/python -m pytest -m triton
+
+# All fuzzers one after another, each for SECONDS; needs clang with libFuzzer.  Keeps what it finds in tests/fuzz/build.
+fuzz: $(VENV)/installed-dev
+	$(PIP) 'atheris>=2.3'
+	$(MAKE) -f tests/fuzz/Makefile PYTHON=$(BIN)/python SECONDS=$(SECONDS) c python
 
 check: lint test
 
@@ -70,7 +77,7 @@ $(TRITON)/installed: $(SOURCES) $(wildcard inflight_edge/*.py inflight_edge/*/*.
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(TRITON) .arm build csrc/build benchmarks/latency/build dist *.egg-info demo
+	rm -rf $(VENV) $(TRITON) .arm build csrc/build benchmarks/latency/build tests/fuzz/build dist *.egg-info demo
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f inflight_edge/*.so inflight_edge/scoring/*.so
 	rm -f inflight_edge/_preprocess.c inflight_edge/scoring/_cpu.c inflight_edge/scoring/_cuda.c

@@ -18,6 +18,8 @@ extern "C" {
 
 /* The scorers keep two vectors of this length on the stack: 2 x 64 KiB. */
 #define IFE_MAX_FEATURES 16384
+/* Far more than any guard has; counts of rows and frames stay clear of INT32_MAX. */
+#define IFE_MAX_COMPONENTS 1048576
 
 typedef enum {
     IFE_OK = 0,

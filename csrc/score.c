@@ -26,7 +26,8 @@ static bool all_finite(const float *array, size_t n) {
 ife_status ife_guard_check(const ife_guard *guard) {
     if (!guard || guard->kind < IFE_DIAGONAL || guard->kind > IFE_FULL) return IFE_INVALID;
     if (guard->n_features < 1 || guard->n_features > IFE_MAX_FEATURES) return IFE_INVALID;
-    if (guard->n_rows < 1 || guard->n_components < guard->n_rows) return IFE_INVALID;
+    if (guard->n_rows < 1 || guard->n_components < guard->n_rows || guard->n_components > IFE_MAX_COMPONENTS)
+        return IFE_INVALID;
     if (!guard->offsets || !guard->mean || !guard->scale || !guard->centres || !guard->whitener || !guard->constants)
         return IFE_INVALID;
     if ((guard->kind == IFE_SHARED) != (guard->origin != NULL)) return IFE_INVALID;

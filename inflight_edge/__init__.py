@@ -10,7 +10,7 @@ Workstation side: ``inflight_edge.calibration``.
 
 from importlib.metadata import version
 
-from inflight_edge.bundle import Bundle, SelfTest, read_bundle, write_bundle
+from inflight_edge.bundle import Bundle, SelfTest, read_bundle, sign_bundle, write_bundle
 from inflight_edge.detector import Detector
 from inflight_edge.engines import Engine
 from inflight_edge.errors import (
@@ -59,6 +59,7 @@ __all__ = [
     "Verdict",
     "decide",
     "read_bundle",
+    "sign_bundle",
     "write_bundle",
 ]
 

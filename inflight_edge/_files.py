@@ -12,12 +12,12 @@ from pathlib import Path
 
 from inflight_edge.errors import BundleError
 
-__all__ = ["open_folder", "read_regular", "write_folder"]
+__all__ = ["open_folder", "read_regular", "replace_file", "write_folder"]
 
 
 @contextmanager
-def open_folder(path: Path, names: frozenset[str]) -> Iterator[int]:
-    """File descriptor of the folder ``path``, which must hold exactly ``names``.
+def open_folder(path: Path, names: frozenset[str], optional: str) -> Iterator[tuple[int, bool]]:
+    """File descriptor of the folder ``path``, which must hold ``names`` and no more; whether it holds ``optional`` too.
 
     ``path`` itself may be a symbolic link; what lies inside is opened relative to the descriptor, so that a
     folder exchanged in the meantime cannot mix two bundles.  Raises BundleError.
@@ -30,9 +30,9 @@ def open_folder(path: Path, names: frozenset[str]) -> Iterator[int]:
         found = frozenset(os.listdir(folder))
         if missing := sorted(names - found):
             raise BundleError(f"{path}: expected the file {missing[0]}, got none; copy the whole bundle again")
-        if extra := sorted(found - names):
+        if extra := sorted(found - names - {optional}):
             raise BundleError(f"{path}: expected only {', '.join(sorted(names))}, got {extra[0]!r} too; remove it")
-        yield folder
+        yield folder, optional in found
     finally:
         os.close(folder)
 
@@ -54,6 +54,8 @@ def read_regular(folder: int, where: Path, limit: int) -> bytes:
                     f"{where}: expected at most {limit} bytes, got {status.st_size}; copy the bundle again"
                 )
             data = file.read(status.st_size + 1)
+    except MemoryError as error:
+        raise BundleError(f"{where}: expected a file that fits the memory, got {status.st_size} bytes") from error
     except IsADirectoryError as error:
         raise BundleError(f"{where}: expected a regular file, got a folder; copy the bundle again") from error
     except OSError as error:
@@ -65,11 +67,32 @@ def read_regular(folder: int, where: Path, limit: int) -> bytes:
     return data
 
 
-def write_folder(path: Path, files: Mapping[str, bytes], *, overwrite: bool) -> None:
+def replace_file(folder: int, path: Path, data: bytes) -> None:
+    """Write the file ``path`` into ``folder``, its open folder, in one step.  Raises BundleError.
+
+    The new file is made beside the folder: a reader in the meantime finds no file it would not expect.
+    """
+    new = Path(os.path.realpath(path.parent)).parent / f".{path.name}.{secrets.token_hex(8)}.new"
+    try:
+        try:
+            with open(new, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(new, path.name, dst_dir_fd=folder)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
+        os.fsync(folder)
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be written: {_cause(error)}") from error
+
+
+def write_folder(path: Path, files: Mapping[str, bytes], *, overwrite: bool, optional: str) -> None:
     """Write ``files`` (name to content) as the folder ``path``: all of them, on the disk, or nothing.
 
-    An existing folder is replaced only with ``overwrite`` and only when it holds nothing but such files; it is
-    moved aside first and moved back on failure.  Raises BundleError.
+    An existing folder is replaced only with ``overwrite`` and only when it holds nothing but such files and
+    ``optional``, which goes with it; it is moved aside first and moved back on failure.  Raises BundleError.
     """
     if os.path.lexists(path) and not overwrite:
         raise BundleError(f"{path}: expected no such file or folder, got one; choose another name or ask to overwrite")
@@ -78,7 +101,7 @@ def write_folder(path: Path, files: Mapping[str, bytes], *, overwrite: bool) -> 
     new, old = (target.parent / f".{target.name}.{token}.{part}" for part in ("new", "old"))
     try:
         if os.path.lexists(target):
-            _check_replaceable(target, frozenset(files))
+            _check_replaceable(target, frozenset((*files, optional)))
         try:
             os.mkdir(new)
             for name, data in files.items():

@@ -1,7 +1,8 @@
-"""The bundle: all that crosses from the workstation to the device, as one folder of four files.
+"""The bundle: all that crosses from the workstation to the device, as one folder of four files, five when signed.
 
 ``bundle.json`` describes the classifier and holds the SHA-256 and size of the others: ``detector.safetensors``
 (guards), ``model.onnx`` (outputs ``logits`` and ``features``) and ``selftest.safetensors`` (expected outputs).
+``bundle.sig`` is the owner's signature of the first.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inflight_edge._contents import DECISIONS, Bundle, SelfTest, dump_json
-from inflight_edge._files import open_folder, read_regular, write_folder
+from inflight_edge._files import open_folder, read_regular, replace_file, write_folder
 from inflight_edge._strict import (
     REMEDY,
     brief,
@@ -33,9 +34,10 @@ from inflight_edge._strict import (
 from inflight_edge.errors import BundleError, GuardError, OptionError
 from inflight_edge.guard import Guard, Kind
 from inflight_edge.preprocess import Preprocess
+from inflight_edge.signing import SIGNATURE_BYTES, SIGNATURE_FILE, check_signature, read_public_key, sign_manifest
 from inflight_edge.verdict import Decision
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "Bundle", "SelfTest", "read_bundle", "write_bundle"]
+__all__ = ["FORMAT", "FORMAT_VERSION", "Bundle", "SelfTest", "read_bundle", "sign_bundle", "write_bundle"]
 
 FORMAT = "inflight-edge-bundle"
 FORMAT_VERSION = 1
@@ -44,6 +46,7 @@ MAX_FILE_BYTES = (1 << 31) - 1  # protocol buffers, hence ONNX, end there
 
 _MANIFEST, _DETECTOR, _MODEL, _SELF_TEST = "bundle.json", "detector.safetensors", "model.onnx", "selftest.safetensors"
 _PAYLOAD = (_DETECTOR, _MODEL, _SELF_TEST)
+_FILES = frozenset((_MANIFEST, *_PAYLOAD))
 _KEYS = (
     "format",
     "format_version",
@@ -70,8 +73,8 @@ _GUARD_TENSORS: dict[str, type[np.generic]] = {
 def write_bundle(bundle: Bundle, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Write the folder ``path`` in one step, after proof that it reads back; equal bundles give equal bytes.
 
-    An existing path is an error; with ``overwrite`` a bundle there is replaced, and kept when writing fails.
-    Raises BundleError.
+    An existing path is an error; with ``overwrite`` a bundle there is replaced, and kept when writing fails.  The
+    new one is unsigned, see sign_bundle.  Raises BundleError.
     """
     detector: dict[str, NDArray[Any]] = {}
     for i, guard in enumerate(bundle.guards):
@@ -110,17 +113,60 @@ def write_bundle(bundle: Bundle, path: str | os.PathLike[str], *, overwrite: boo
             f"{path}: expected at most {limits}, got {size}, {len(text)}; use a smaller density or report"
         )
     _decode(lambda name, _: files[name], Path(path))
-    write_folder(Path(path), files, overwrite=overwrite)
+    write_folder(Path(path), files, overwrite=overwrite, optional=SIGNATURE_FILE)
 
 
-def read_bundle(path: str | os.PathLike[str]) -> Bundle:
+def read_bundle(path: str | os.PathLike[str], *, key: str | os.PathLike[str] | None = None) -> Bundle:
     """Read the folder ``path``: each file once, and what is checked is what is used.
 
-    Raises BundleError for anything that is damaged, unknown or inconsistent; nothing of it is used then.
+    key: file of the owner's public key; a bundle that this key did not sign is refused before anything of it is parsed.
+    Without one a signature is not checked.
+    Raises BundleError for anything that is damaged, unknown, inconsistent or not signed by ``key``; nothing of it is
+    used then.  Raises OptionError for a key that is none, DependencyError when its library is missing.
+    """
+    public = None if key is None else read_public_key(key)
+    folder_path = Path(path)
+    with open_folder(folder_path, _FILES, SIGNATURE_FILE) as (folder, signed):
+        signature = _read_signature(folder, folder_path) if signed else None
+
+        def read(name: str, limit: int) -> bytes:
+            data = read_regular(folder, folder_path / name, limit)
+            if name == _MANIFEST and public is not None:
+                check_signature(data, signature, public, folder_path)
+            return data
+
+        return _decode(read, folder_path)
+
+
+def sign_bundle(
+    path: str | os.PathLike[str], key: str | os.PathLike[str], *, passphrase: Callable[[], str] | None = None
+) -> None:
+    """Put the signature of the bundle ``path`` into it, in place of one that may be there.
+
+    key: file of the private key (PEM, Ed25519).  passphrase: asked for the key's passphrase if it has one.
+    Only a bundle that can be read is signed, and what is signed is what was read.  Raises BundleError, OptionError.
     """
     folder_path = Path(path)
-    with open_folder(folder_path, frozenset((_MANIFEST, *_PAYLOAD))) as folder:
-        return _decode(lambda name, limit: read_regular(folder, folder_path / name, limit), folder_path)
+    with open_folder(folder_path, _FILES, SIGNATURE_FILE) as (folder, _):
+        read: dict[str, bytes] = {}
+
+        def keep(name: str, limit: int) -> bytes:
+            read[name] = read_regular(folder, folder_path / name, limit)
+            return read[name]
+
+        _decode(keep, folder_path)
+        signature = sign_manifest(read[_MANIFEST], key, passphrase)
+        replace_file(folder, folder_path / SIGNATURE_FILE, signature)
+
+
+def _read_signature(folder: int, path: Path) -> bytes:
+    signature = read_regular(folder, path / SIGNATURE_FILE, SIGNATURE_BYTES)
+    if len(signature) != SIGNATURE_BYTES:
+        got = len(signature)
+        raise BundleError(
+            f"{path / SIGNATURE_FILE}: expected {SIGNATURE_BYTES} bytes, got {got}; sign the bundle again"
+        )
+    return signature
 
 
 def _decode(read: Callable[[str, int], bytes], path: Path) -> Bundle:

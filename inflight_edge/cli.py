@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = options.run(options)
     except InflightError as error:
-        print(f"inflight-edge: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"inflight-edge: error: {_printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("inflight-edge: stopped", file=sys.stderr)
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 141
     except OSError as error:
         what = f"{error.filename}: " if error.filename else ""
-        print(f"inflight-edge: error: {what}{error.strerror or error}", file=sys.stderr)
+        print(f"inflight-edge: error: {_printable(f'{what}{error.strerror or error}')}", file=sys.stderr)
         return 2
     return status
 
@@ -104,6 +104,15 @@ def _parser() -> argparse.ArgumentParser:
     verify = _add(commands, "verify", "check a bundle on this machine", "device", "verify")
     verify.add_argument("bundle", type=Path, metavar="BUNDLE")
     verify.add_argument("--json", action="store_true", help="JSON instead of a table")
+    _key_argument(verify)
+
+    sign = _add(commands, "sign", "sign a bundle with the owner's private key", "device", "sign")
+    sign.add_argument("bundle", type=Path, metavar="BUNDLE")
+    sign.add_argument("--key", type=Path, required=True, metavar="PRIVATE.pem", help="private key (PEM, Ed25519)")
+
+    keygen = _add(commands, "keygen", "make a pair of keys to sign and check bundles", "device", "keygen")
+    keygen.add_argument("private", type=Path, metavar="PRIVATE.pem", help="new file, mode 600")
+    keygen.add_argument("public", type=Path, metavar="PUBLIC.pem", help="new file, for the devices")
 
     doctor = _add(commands, "doctor", "what this machine has, and how to get the rest", "device", "doctor")
     doctor.add_argument("--json", action="store_true", help="JSON instead of a table")
@@ -232,7 +241,12 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(engine=None, scorer=None)
 
 
+def _key_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--key", type=Path, metavar="PUBLIC.pem", help="refuse a bundle that this key did not sign")
+
+
 def _engine_arguments(parser: argparse.ArgumentParser) -> None:
+    _key_argument(parser)
     parser.add_argument("--engine", choices=("onnxruntime",), default="onnxruntime")
     parser.add_argument("--scorer", choices=("auto", "cpu", "reference"), default="auto")
     parser.add_argument("--threads", type=int, help="threads of the engine")

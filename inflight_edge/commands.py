@@ -1,4 +1,4 @@
-"""Commands of the device's side: score, run, verify, bench, doctor, export-triton."""
+"""Commands of the device's side: score, run, verify, bench, doctor, export-triton; and signing."""
 
 from __future__ import annotations
 
@@ -7,25 +7,30 @@ import json
 import math
 import sys
 from dataclasses import asdict, fields
+from getpass import getpass
 from typing import Any
 
 from inflight_edge.bench import bench as bench_detector
+from inflight_edge.bundle import sign_bundle
 from inflight_edge.cli import table
 from inflight_edge.detector import Detector
 from inflight_edge.doctor import examine
 from inflight_edge.errors import BundleError, DataError
 from inflight_edge.images import iter_images
+from inflight_edge.signing import write_keys
 from inflight_edge.verdict import Decision, Verdict
 from inflight_edge.verify import verify as verify_bundle
 
-__all__ = ["bench", "doctor", "export_triton", "load_detector", "run", "score", "verify"]
+__all__ = ["bench", "doctor", "export_triton", "keygen", "load_detector", "run", "score", "sign", "verify"]
 
 _HEADER = ("image", "decision", "predicted", "source", "margin", "reason")
 
 
 def load_detector(options: argparse.Namespace) -> Detector:
     """The detector that a command's arguments name."""
-    return Detector.load(options.bundle, engine=options.engine, scorer=options.scorer, threads=options.threads)
+    return Detector.load(
+        options.bundle, engine=options.engine, scorer=options.scorer, threads=options.threads, key=options.key
+    )
 
 
 def score(options: argparse.Namespace) -> int:
@@ -62,7 +67,7 @@ def verify(options: argparse.Namespace) -> int:
     """Print every check of a bundle; exit code 1 when one failed."""
     if not options.bundle.is_dir():
         raise BundleError(f"{options.bundle}: expected a bundle folder, got none; name the folder that calibrate wrote")
-    checks = verify_bundle(options.bundle)
+    checks = verify_bundle(options.bundle, key=options.key)
     if options.json:
         print(json.dumps([asdict(check) for check in checks], indent=1))
     else:
@@ -73,6 +78,25 @@ def verify(options: argparse.Namespace) -> int:
     if failed:
         print(f"inflight-edge: {failed} of {len(checks)} checks failed: do not use this bundle here", file=sys.stderr)
     return 1 if failed else 0
+
+
+def keygen(options: argparse.Namespace) -> int:
+    """Write a new pair of keys."""
+    write_keys(options.private, options.public)
+    print(f"{options.private}: keep it off the device, and secret; it signs: inflight-edge sign BUNDLE --key ...")
+    print(f"{options.public}: goes to the device; it checks: inflight-edge verify BUNDLE --key ...")
+    return 0
+
+
+def sign(options: argparse.Namespace) -> int:
+    """Sign a bundle; a key with a passphrase asks for it on the terminal."""
+
+    def ask() -> str:
+        return getpass(f"passphrase of {options.key}: ")
+
+    sign_bundle(options.bundle, options.key, passphrase=ask if sys.stdin.isatty() else None)
+    print(f"{options.bundle}: signed")
+    return 0
 
 
 def bench(options: argparse.Namespace) -> int:

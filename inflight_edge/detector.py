@@ -71,9 +71,10 @@ class Detector:
         threads: int | None = None,
         log_likelihoods: bool = True,
         alpha: float | None = None,
+        key: str | os.PathLike[str] | None = None,
     ) -> Detector:
-        """Detector from the bundle folder ``path``.  Raises BundleError too, see read_bundle."""
-        bundle = read_bundle(path)
+        """Detector from the bundle folder ``path``, signed by ``key`` if one is given.  Raises as read_bundle, too."""
+        bundle = read_bundle(path, key=key)
         return cls(bundle, engine=engine, scorer=scorer, threads=threads, log_likelihoods=log_likelihoods, alpha=alpha)
 
     def __call__(self, frame: NDArray[np.uint8]) -> Verdict:

@@ -6,12 +6,13 @@ import os
 import re
 import stat
 import struct
+import tokenize
 import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,12 +41,13 @@ def read_image(path: str | os.PathLike[str], channels: int) -> NDArray[np.uint8]
         raise OptionError(f"channels: expected 1, 3 or 4 for image files, got {channels}; pass the frames as .npz")
     pillow = require("PIL.Image", "pip install 'inflight-edge[camera]'")
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise DataError(f"{path}: expected an image file, got a folder or device")
-        with warnings.catch_warnings(), open(path, "rb") as file:
+        with warnings.catch_warnings(), _open_regular(path, "an image file") as file:
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", pillow.DecompressionBombWarning)
             with pillow.open(file, formats=_FORMATS) as image:
+                # Warnings are the process's: another thread may have switched them off again.
+                if pillow.MAX_IMAGE_PIXELS is not None and image.width * image.height > pillow.MAX_IMAGE_PIXELS:
+                    raise pillow.DecompressionBombError
                 if depth := _deep(image):
                     raise DataError(f"{path}: expected 8 bits a channel, got {depth}; convert it to 8-bit pixels")
                 if image.mode == "P" and "transparency" in image.info:
@@ -64,8 +66,18 @@ def read_image(path: str | os.PathLike[str], channels: int) -> NDArray[np.uint8]
 # What Pillow and NumPy raise besides OSError on damaged files.
 _DAMAGED = (
     ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error, zlib.error,
-    zipfile.BadZipFile, NotImplementedError, RuntimeError, MemoryError,
+    zipfile.BadZipFile, NotImplementedError, RuntimeError, MemoryError, AttributeError, AssertionError,
+    tokenize.TokenError, UserWarning,
 )  # fmt: skip
+
+
+def _open_regular(path: str | os.PathLike[str], what: str) -> BinaryIO:
+    """Open a regular file; a FIFO that nobody writes to must not wait for ever.  Raises DataError, OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DataError(f"{path}: expected {what}, got a folder or device")
+    return open(descriptor, "rb")
 
 
 def _deep(image: Any) -> str:
@@ -84,16 +96,20 @@ def _deep(image: Any) -> str:
 def read_npz(path: str | os.PathLike[str], names: Sequence[str]) -> list[NDArray[Any]]:
     """The named arrays of an .npz; other ones are ignored.  Never unpickles.  Raises DataError."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise DataError(f"{path}: expected an .npz file, got a folder or device")
         # Not numpy.load, which takes what is no .npz for a pickle and recommends to trust it.
-        with open(path, "rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
+        with (
+            _open_regular(path, "an .npz file") as file,
+            np.lib.npyio.NpzFile(file, allow_pickle=False) as archive,
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("error", UserWarning)  # NumPy warns of headers that it had to repair
             for name in names:
                 if name not in archive.files:
                     got = ", ".join(sorted(archive.files)) or "nothing"
                     raise DataError(
                         f"{path}: expected the array `{name}`, got {got}; use numpy.savez(path, {name}=...)"
                     )
+            _check_members(path, archive.zip.infolist(), names)
             arrays = [archive[name] for name in names]
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or _line(error)}") from error
@@ -103,6 +119,24 @@ def read_npz(path: str | os.PathLike[str], names: Sequence[str]) -> list[NDArray
         if not isinstance(array, np.ndarray):
             raise DataError(f"{path}: {name}: expected an array, got raw bytes; write the file with numpy.savez")
     return arrays
+
+
+def _check_members(path: str | os.PathLike[str], members: Sequence[zipfile.ZipInfo], names: Sequence[str]) -> None:
+    """Refuse what numpy.savez does not write, and arrays that would not fit the memory: a deflated one grows 1000-fold."""
+    wanted = [member for member in members if member.filename.removesuffix(".npy") in names]
+    if len(wanted) != len(names):
+        raise DataError(f"{path}: expected each array once, got {len(wanted)} for {', '.join(names)}; write it again")
+    for member in wanted:
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise DataError(f"{path}: {member.filename}: expected no other compression than numpy.savez_compressed's")
+    if (size := sum(member.file_size for member in wanted)) > (limit := _memory()):
+        raise DataError(
+            f"{path}: expected arrays of at most {limit} bytes, this machine's memory, got {size}; split it"
+        )
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def read_npz_images(path: str | os.PathLike[str]) -> NDArray[np.uint8]:

@@ -33,18 +33,22 @@ class Check:
     detail: str
 
 
-def verify(path: str | os.PathLike[str]) -> list[Check]:
+def verify(path: str | os.PathLike[str], *, key: str | os.PathLike[str] | None = None) -> list[Check]:
     """Check the bundle folder ``path``: files and invariants, then its self-test on all that this machine has.
+
+    key: file of the public key that must have signed the bundle.
 
     A check that fails, or cannot be made, is reported as failed and the others still run; only a bundle that
     cannot be read ends the list.  Never raises InflightError.
     """
     try:
-        bundle = read_bundle(path)
+        bundle = read_bundle(path, key=key)
     except InflightError as error:
         return [Check("bundle", False, str(error))]
     n_frames, n_guards = bundle.self_test.frames.shape[0], len(bundle.guards)
-    checks = [Check("bundle", True, f"hashes and invariants hold; guards {n_guards}, self-test frames {n_frames}")]
+    signed = "no key given: signature not checked" if key is None else f"signed by {key}"
+    detail = f"hashes and invariants hold; {signed}; guards {n_guards}, self-test frames {n_frames}"
+    checks = [Check("bundle", True, detail)]
     backends = cast(tuple[Backend, ...], available_backends())
     for backend in backends:
         checks += _check_scorer(bundle, backend)

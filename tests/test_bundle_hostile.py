@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
+import inflight_edge.bundle as bundle_module
 from inflight_edge import BundleError, read_bundle
 from inflight_edge.bundle import MAX_MANIFEST_BYTES
 
@@ -365,3 +368,74 @@ def test_data_cut_behind_the_header(path: Path) -> None:
     refused(path, "detector.safetensors: expected a safetensors file, got .*")
     forge(path, detector=data + b"\0\0\0\0")
     refused(path, "detector.safetensors: expected a safetensors file, got .*")
+
+
+# --- races, memory, nesting
+
+
+def test_folder_exchanged_while_it_is_read_gives_one_bundle_whole(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = written(tmp_path / "other", feature_layer="other")
+    real = bundle_module.read_regular
+
+    def exchange(folder: int, where: Path, limit: int) -> bytes:
+        data = real(folder, where, limit)
+        if where.name == "bundle.json":
+            path.rename(tmp_path / "aside")
+            other.rename(path)
+        return data
+
+    monkeypatch.setattr(bundle_module, "read_regular", exchange)
+    assert_same(read_bundle(path), tiny_bundle())
+    monkeypatch.undo()
+    assert read_bundle(path).feature_layer == "other"
+
+
+def test_file_replaced_after_the_manifest_was_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = bundle_module.read_regular
+
+    def replace(folder: int, where: Path, limit: int) -> bytes:
+        data = real(folder, where, limit)
+        if where.name == "bundle.json":
+            model = (path / "model.onnx").read_bytes()
+            (path / "new").write_bytes(model[:-1] + b"\xff")
+            (path / "new").rename(path / "model.onnx")
+        return data
+
+    monkeypatch.setattr(bundle_module, "read_regular", replace)
+    refused(path, "model.onnx: expected SHA-256")
+
+
+def test_sparse_file_beyond_the_memory_is_refused_with_one_line(path: Path) -> None:
+    """Two gigabytes that need no disk, in a process that may have one: an error of ours, not a traceback."""
+    with open(path / "model.onnx", "r+b") as file:
+        file.truncate(2**31 - 1)
+    manifest = json.loads((path / "bundle.json").read_text())
+    manifest["files"]["model.onnx"]["bytes"] = 2**31 - 1
+    (path / "bundle.json").write_text(json.dumps(manifest))
+    code = (
+        "import resource, sys, safetensors.numpy; from inflight_edge import BundleError, read_bundle\n"
+        "now = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (now + 2**30, now + 2**30))\n"
+        "try: read_bundle(sys.argv[1])\n"
+        "except BundleError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == f"{path}/model.onnx: expected a file that fits the memory, got 2147483647 bytes\n"
+
+
+@pytest.mark.parametrize("key", ["format", "class_names", "guards", "metrics", "preprocess"])
+def test_nesting_near_the_recursion_limit_is_refused_or_read(path: Path, key: str) -> None:
+    """What the parser just takes, the error message or the comparison might not."""
+    manifest = json.loads((path / "bundle.json").read_text()) | {key: "@"}
+    text = json.dumps(manifest)
+    for depth in [*range(sys.getrecursionlimit() - 120, sys.getrecursionlimit() + 1), 5000]:
+        value = "[" * depth + "]" * depth
+        (path / "bundle.json").write_text(text.replace('"@"', value if key != "metrics" else f'{{"a": {value}}}'))
+        try:
+            read_bundle(path)
+        except BundleError as error:
+            assert "\n" not in str(error)
+        else:
+            assert key == "metrics"

@@ -146,6 +146,10 @@ WRONG: dict[str, tuple[str, str]] = {
     "nothing to evaluate": ("evaluate {tiny}", "nothing to measure on; name frames with --clean, --triggered or both"),
     "evaluate no bundle": ("evaluate nope --clean {clean}", "nope: expected a bundle folder"),
     "evaluate no data": ("evaluate {tiny} --clean nope", "nope: no such file or folder"),
+    "evaluate unsigned": (
+        "evaluate {tiny} --clean {frames} --key {text}",
+        "notes.txt: expected a public key (PEM, Ed25519), got something else",
+    ),
     "evaluate no labels": ("evaluate {tiny} --triggered {frames}", "expected the array `labels`"),
     "evaluate other classes": (
         "evaluate {tiny} --clean {clean}",
@@ -246,3 +250,18 @@ def test_output_that_cannot_be_written_is_refused_before_the_long_work(
     assert one_line(capsys) == (
         f"inflight-edge: error: {option}: {folder} is no folder that can be written to; make it or name another\n"
     )
+
+
+@pytest.mark.parametrize("trick", ["\x1b[2J", "\u202e", "\x9b31m", "\x07", "\u2028"])
+def test_names_of_files_cannot_drive_the_terminal(
+    trick: str, files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Escape sequences, bells and reversed text come out as their codes, in tables and in errors."""
+    bad = tmp_path / f"a{trick}b.png"
+    bad.write_bytes(b"no image")
+    assert run("score", files.tiny, bad, files.frames) == 2
+    captured = capsys.readouterr()
+    assert trick not in captured.out + captured.err
+    assert "image(s) could not be judged" in captured.err
+    assert run("score", tmp_path / f"no{trick}bundle", files.frames) == 2
+    assert trick not in capsys.readouterr().err

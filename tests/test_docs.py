@@ -19,8 +19,8 @@ from inflight_edge._strict import MAX_HEADER_BYTES
 from inflight_edge.cli import _parser
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
-README, ARCHITECTURE, CONTRIBUTING, CHANGELOG = ((ROOT / name).read_text() for name in DOCUMENTS)
+DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
+README, ARCHITECTURE, CONTRIBUTING, CHANGELOG, SECURITY = ((ROOT / name).read_text() for name in DOCUMENTS)
 OTHER_PROGRAMS = {
     "--dataset",
     "--attack",
@@ -61,7 +61,9 @@ def options_of(parser: argparse.ArgumentParser) -> set[str]:
 
 
 def all_documented_commands() -> list[str]:
-    return sorted({line for text in (README, ARCHITECTURE, CONTRIBUTING) for line in commands(text, "inflight-edge")})
+    return sorted(
+        {line for text in (README, ARCHITECTURE, CONTRIBUTING, SECURITY) for line in commands(text, "inflight-edge")}
+    )
 
 
 def test_commands_are_found() -> None:

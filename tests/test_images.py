@@ -6,6 +6,8 @@ import io
 import os
 import struct
 import sys
+import warnings
+import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from inflight_edge import DataError, DependencyError, OptionError
-from inflight_edge.images import find_images, iter_images, read_image, read_npz_images
+from inflight_edge.images import _memory, find_images, iter_images, read_image, read_npz_images
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 RGB: Pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
@@ -279,3 +281,87 @@ def test_missing_path_is_an_error_at_once(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: expected images \(.bmp .*\) in this folder, got none"):
         iter_images([tmp_path / "empty"], 3)
+
+
+# --- hostile files
+
+
+def archive(path: Path, content: bytes, compression: int = zipfile.ZIP_STORED, times: int = 1) -> Path:
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w", compression) as file:
+        warnings.simplefilter("ignore")  # of the same name twice
+        for _ in range(times):
+            file.writestr("images.npy", content)
+    return path
+
+
+def member(header: str = "{'descr': '|u1', 'fortran_order': False, 'shape': (2, 4, 4), }", version: int = 1) -> bytes:
+    length = struct.pack("<H" if version == 1 else "<I", len(header))
+    return b"\x93NUMPY" + bytes([version, 0]) + length + header.encode() + bytes(32)
+
+
+def test_npz_made_by_hand_is_read(tmp_path: Path) -> None:
+    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        assert read_npz_images(archive(tmp_path / "a.npz", member(), compression)).shape == (2, 4, 4)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_npz_with_a_compression_that_numpy_never_writes(tmp_path: Path, compression: int) -> None:
+    """LZMA raises errors of its own, and may ask for gigabytes."""
+    with pytest.raises(DataError, match=r"expected no other compression than numpy[.]savez_compressed's"):
+        read_npz_images(archive(tmp_path / "a.npz", member(), compression))
+
+
+def test_npz_with_an_array_twice(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected each array once, got 2 for images"):
+        read_npz_images(archive(tmp_path / "a.npz", member(), times=2))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr':",
+        "'''",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (" + "(" * 300,
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (3L,4,4), }",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (1,), }",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (-1,4,4), }",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000,4,4), }",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (True,4,4), }",
+    ],
+)
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_npz_header_tricks(tmp_path: Path, header: str, version: int) -> None:
+    with pytest.raises(DataError, match=r"a\.npz: expected an \.npz file of numpy\.savez: "):
+        read_npz_images(archive(tmp_path / "a.npz", member(header, version)))
+
+
+def test_zip_bomb_is_refused_before_it_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = archive(tmp_path / "a.npz", member() + bytes(4 << 20), zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 10_000
+    monkeypatch.setattr("inflight_edge.images._memory", lambda: 1 << 20)
+    with pytest.raises(DataError, match="expected arrays of at most 1048576 bytes, this machine's memory, got 41944"):
+        read_npz_images(path)
+
+
+def test_memory_is_that_of_this_machine() -> None:
+    assert 1 << 26 < _memory() < 1 << 50
+
+
+def test_png_bomb_is_refused_whatever_the_warning_filters_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread can reset the filters between our setting them and Pillow's warning."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)
+    path = save(tmp_path / "a.png")  # 6 pixels
+    with warnings.catch_warnings(), monkeypatch.context() as patch:
+        warnings.simplefilter("ignore")
+        patch.setattr("inflight_edge.images.warnings.simplefilter", lambda *_: None)
+        with pytest.raises(DataError, match="expected at most 5 pixels, got more; shrink it"):
+            read_image(path, 3)
+
+
+def test_fifo_put_in_the_place_of_a_file_does_not_hang(tmp_path: Path) -> None:
+    for name in ("a.png", "a.npz"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match="expected an image file, got a folder or device"):
+        read_image(tmp_path / "a.png", 3)
+    with pytest.raises(DataError, match=r"expected an [.]npz file, got a folder or device"):
+        read_npz_images(tmp_path / "a.npz")

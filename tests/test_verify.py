@@ -41,7 +41,9 @@ def test_good_bundle_passes_on_every_engine_and_scorer(tmp_path: Path) -> None:
         "frames to verdicts: onnxruntime, cpu",
         "frames to verdicts: onnxruntime, reference",
     ]
-    assert checks[0].detail == "hashes and invariants hold; guards 2, self-test frames 6"
+    assert checks[0].detail == (
+        "hashes and invariants hold; no key given: signature not checked; guards 2, self-test frames 6"
+    )
     assert checks[3].detail == "all 6 equal"
     assert "largest relative difference" in checks[1].detail
 

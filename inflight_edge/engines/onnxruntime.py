@@ -43,6 +43,8 @@ class OnnxRuntimeEngine:
         refuse_external_data(model)
         options = runtime.SessionOptions()
         options.log_severity_level = _FATAL
+        # Else bytes that are ONNX for the check above could be ONNX Runtime's own format for it.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
         if threads is not None:
             options.intra_op_num_threads = threads
         self._run_options = runtime.RunOptions()

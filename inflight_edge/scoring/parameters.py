@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from inflight_edge.errors import GuardError
 from inflight_edge.guard import FloatArray, Guard, IntArray, Kind
 from inflight_edge.scoring.reference import component_constants, whiten
 
@@ -38,13 +39,19 @@ class Parameters:
 
 
 def prepare(guard: Guard) -> Parameters:
-    """Parameters of a guard.  Copies an array only where it is not aligned to its item size."""
+    """Parameters of a guard.  Copies an array only where it is not aligned to its item size.
+
+    Raises GuardError when whitened means overflow.
+    """
     origin = np.empty(0, np.float32)
     centres = guard.means
     if guard.kind == "shared":
         origin = guard.means.mean(axis=0, dtype=np.float64).astype(np.float32)
         # With the rounded origin, which the scorer subtracts: W (z - origin) - W (means - origin) is then exact.
-        centres = whiten(guard.whitener, guard.means.astype(np.float64) - origin).astype(np.float32)
+        with np.errstate(over="ignore"):
+            centres = whiten(guard.whitener, guard.means.astype(np.float64) - origin).astype(np.float32)
+        if not np.isfinite(centres).all():
+            raise GuardError("means, whitener: expected whitened means that fit float32, got larger; calibrate again")
     return Parameters(
         kind=guard.kind,
         offsets=_aligned(guard.offsets),

@@ -155,3 +155,11 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(EngineError):
         OnnxRuntimeEngine(b"no protocol buffer")
     assert capfd.readouterr() == ("", "")
+
+
+def test_bytes_that_are_onnx_and_onnx_runtimes_own_format_are_read_as_onnx() -> None:
+    """What the check for external data read is what the engine reads, though it prefers its own format elsewhere."""
+    polyglot = b"\x0a\x06\0\0ORTM" + b"\x0a\x7f" + bytes(127)  # two fields of text
+    with pytest.raises(EngineError, match=r"model: expected an ONNX file, got .*") as caught:
+        OnnxRuntimeEngine(polyglot)
+    assert "ORT model" not in str(caught.value)

@@ -1,6 +1,7 @@
 /* Runs the C scorer on exact-size heap arrays, for the sanitisers and for counting allocations.  Prints what failed. */
 #include "score.h"
 #include "score_math.h"
+#include "random_arrays.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -38,19 +39,6 @@ static int failures = 0;
             ++failures;                                                          \
         }                                                                        \
     } while (0)
-
-static uint32_t state = 1;
-
-static float uniform(float low, float high) {
-    state = state * 1664525u + 1013904223u;
-    return low + (high - low) * (float)(state >> 8) / 16777216.0f;
-}
-
-static float *random_array(size_t n, float low, float high) {
-    float *array = malloc(n * sizeof *array);
-    for (size_t i = 0; i < n; ++i) array[i] = uniform(low, high);
-    return array;
-}
 
 static double component_in_double(const ife_guard *guard, int32_t m, const float *features) {
     const size_t n = (size_t)guard->n_features;
@@ -132,6 +120,9 @@ static void check_refusals(ife_guard guard, float *origin, int32_t *offsets) {
     ife_scorer_destroy(NULL);
     ife_guard wrong = guard;
     wrong.n_features = IFE_MAX_FEATURES + 1;
+    EXPECT(ife_guard_check(&wrong) == IFE_INVALID);
+    wrong = guard;
+    wrong.n_components = IFE_MAX_COMPONENTS + 1; /* before an array of that size is read */
     EXPECT(ife_guard_check(&wrong) == IFE_INVALID);
     wrong = guard;
     wrong.origin = guard.kind == IFE_SHARED ? NULL : origin;
@@ -276,6 +267,22 @@ static void check_preprocess(void) {
             }
 }
 
+/* Arrays of exact size: the prediction reads n logits and no more. */
+static void check_predict(void) {
+    for (int32_t n = 1; n <= 70; ++n) {
+        float *logits = random_array((size_t)n, -5, 5);
+        logits[n / 2] = 9.0f;
+        EXPECT(ife_predict(logits, n) == n / 2);
+        logits[n - 1] = 9.0f;
+        EXPECT(ife_predict(logits, n) == n / 2); /* the lowest of equals */
+        logits[n - 1] = n % 2 ? NAN : -INFINITY;
+        EXPECT(ife_predict(logits, n) == -1);
+        free(logits);
+    }
+    EXPECT(ife_predict(NULL, 3) == -1 && ife_predict((float[]){1.0f}, 0) == -1);
+    EXPECT(ife_predict((float[]){1.0f}, -5) == -1);
+}
+
 int main(void) {
     const int32_t sizes[] = {1, 15, 16, 17, 33, 129, 1040};
     for (int kind = IFE_DIAGONAL; kind <= IFE_FULL; ++kind)
@@ -283,6 +290,7 @@ int main(void) {
     check_guard(IFE_DIAGONAL, IFE_MAX_FEATURES);
     check_log_sum_exp();
     check_preprocess();
+    check_predict();
     check_many_rows(IFE_DIAGONAL, 200);
     check_many_rows(IFE_SHARED, 203);
     check_exp_and_log(&ife_kernels_portable);

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from guards import random_guard
 
+from inflight_edge import GuardError
 from inflight_edge.guard import KINDS, Kind
 from inflight_edge.scoring import VERDICT_DTYPE
 from inflight_edge.scoring.parameters import Parameters, prepare
@@ -54,3 +55,11 @@ def test_extension_refuses_parameters_that_do_not_fit(rng: np.random.Generator) 
             ValueError, match="parameters: counts, offsets and arrays do not fit together, or are not finite"
         ):
             CpuBackend(wrong, np.arange(3, dtype=np.int32), 0, "portable", VERDICT_DTYPE)
+
+
+def test_whitened_means_that_overflow_are_refused_with_one_line(rng: np.random.Generator) -> None:
+    guard = random_guard(rng, "shared", 3, 1, 4)
+    means = guard.means.copy()
+    means[0, 0] = 3e38
+    with pytest.raises(GuardError, match="expected whitened means that fit float32, got larger; calibrate again"):
+        prepare(replace(guard, means=means, whitener=guard.whitener * np.float32(100)))
