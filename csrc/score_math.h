@@ -2,16 +2,12 @@
 #ifndef INFLIGHT_SCORE_MATH_H
 #define INFLIGHT_SCORE_MATH_H
 
+#include "host_device.h"
+
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
-
-#ifdef __CUDACC__
-#define IFE_MATH static __host__ __device__ __forceinline__
-#else
-#define IFE_MATH static inline
-#endif
 
 /* Bits of |x|: >= IFE_NONFINITE_BITS exactly for NaN and infinities, whatever the compiler assumes about NaN. */
 #define IFE_NONFINITE_BITS 0x7f800000u

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from cuda_cases import CSRC, FMA, HOST, WARNINGS, compile_checked
 
+from inflight_edge.preprocess_cuda import IMAGE, INPUT
 from inflight_edge.scoring.cuda import GUARD, OUT, PARAMS, VERDICT
 
 
@@ -27,10 +28,11 @@ class DriverError(Exception):
 def compile_library(target: Path) -> ctypes.CDLL:
     """The CUDA scorer on the CPU as a shared library."""
     flags = ["-std=c++20", "-O2", *WARNINGS, *FMA, "-shared", "-fPIC", f"-I{HOST}", f"-I{CSRC}"]
-    compile_checked("g++", *flags, "-x", "c++", CSRC / "score_cuda.cu", "-o", target)
+    compile_checked("g++", *flags, "-x", "c++", CSRC / "score_cuda.cu", CSRC / "preprocess_cuda.cu", "-o", target)
     library = ctypes.CDLL(str(target))
     pointers = [ctypes.c_void_p] * 4
     library.ife_cuda_launch.argtypes = [*pointers, ctypes.c_int32, ctypes.c_void_p]
+    library.ife_cuda_preprocess.argtypes = pointers
     return library
 
 
@@ -296,6 +298,30 @@ class Binding:
                 address = int(guard[name])
                 assert address % 16 == 0
                 assert room(address) >= 4 * count if count else address == 0
+
+    def preprocess(self, image: int, input: int, tensor: int, stream: int) -> int:
+        assert {type(value) for value in (image, input, tensor, stream)} == {int}
+        if self.status:
+            return self.status
+        frame = np.frombuffer(ctypes.string_at(image, IMAGE.itemsize), IMAGE).copy()
+        wanted = np.frombuffer(ctypes.string_at(input, INPUT.itemsize), INPUT).copy()
+        height, width, stride = (int(frame[name][0]) for name in ("height", "width", "stride"))
+        row = width * (3 if frame["pixels"][0] in (1, 2) else 1)
+        assert self._driver.room(frame["samples"][0]) >= (height - 1) * stride + row
+        if frame["pixels"][0] == 3:
+            assert self._driver.room(frame["chroma"][0]) >= (height // 2 - 1) * stride + row
+        else:
+            assert frame["chroma"][0] == 0
+        n_numbers = int(wanted["channels"][0]) * int(wanted["height"][0]) * int(wanted["width"][0])
+        assert self._driver.room(tensor) >= 4 * n_numbers
+        arguments = frame.ctypes.data, wanted.ctypes.data, tensor, None
+
+        def work() -> None:
+            status = self._library.ife_cuda_preprocess(*arguments)
+            assert (status, frame.size, wanted.size) == (0, 1, 1)
+
+        self._driver.streams[stream].put(work)
+        return 0
 
     def error_text(self, status: int) -> str:
         return f"text of {status}"
