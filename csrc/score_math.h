@@ -40,7 +40,12 @@ IFE_MATH ife_pair ife_standardise_pair(float x, float mean, float scale, float i
     const float difference = x - mean;
     const float back = difference - x;
     const float error = (x - (difference - back)) - (mean + back);
+#ifdef __CUDA_ARCH__
+    /* Never part of a multiply-add: z.low is the remainder of the rounded product, whoever subtracts from it next. */
+    z.high = __fmul_rn(difference, inverse);
+#else
     z.high = difference * inverse;
+#endif
     z.low = (fmaf(-z.high, scale, difference) + error) * inverse;
 #else
     const double quotient = ((double)x - mean) / scale;

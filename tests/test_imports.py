@@ -116,7 +116,7 @@ LAYERS = (
     {"errors"},
     {"colour", "uri"},
     {"guard", "preprocess", "verdict", "_optional"},
-    {"_strict", "_files", "_contents", "engines", "scoring", "images", "doctor", "latency"},
+    {"_strict", "_files", "_contents", "engines", "scoring", "preprocess_cuda", "images", "doctor", "latency"},
     {"bundle"},
     {"detector", "environment", "events"},
     {"bench", "verify", "sources", "sinks"},

@@ -198,9 +198,7 @@ def test_padded_rows_and_planes_apart(rng: np.random.Generator, install: Callabl
     device.close()
 
 
-def test_what_does_not_fit_is_refused(
-    install: Callable[[Driver], Binding], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_does_not_fit_is_refused(install: Callable[[Driver], Binding], monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver()
     binding = install(driver)
     device = Device()
@@ -209,7 +207,7 @@ def test_what_does_not_fit_is_refused(
         CudaPreprocess(preprocess, (4, 4), "nv12-bt601", device=device)
     with pytest.raises(DataError, match=r"frame: expected 1 or 3 channels, got shape \(4, 4, 2\)"):
         CudaPreprocess(preprocess, (4, 4, 2), device=device)
-    with pytest.raises(OptionError, match="colour: expected one of rgb, .*, got 'yuyv'"):
+    with pytest.raises(OptionError, match=r"colour: expected one of rgb, .*, got 'yuyv'"):
         CudaPreprocess(preprocess, (4, 4), "yuyv", device=device)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="input shape: expected 1 or 3 channels on a GPU, got 4"):
         CudaPreprocess(Preprocess((4, 4, 4)), (4, 4), device=device)

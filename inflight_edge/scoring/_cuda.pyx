@@ -42,11 +42,11 @@ def launch(uintptr_t params, uintptr_t features, uintptr_t logits, uintptr_t out
     return status
 
 
-def preprocess(uintptr_t image, uintptr_t input, uintptr_t tensor, uintptr_t stream):
-    """image, input: host addresses of the structs; tensor: device address.  Returns a cudaError_t."""
+def preprocess(uintptr_t image, uintptr_t wanted, uintptr_t tensor, uintptr_t stream):
+    """image, wanted: host addresses of an ife_image and an ife_input; tensor: device address.  Returns a cudaError_t."""
     cdef int status
     with nogil:
-        status = ife_cuda_preprocess(<const ife_image *>image, <const ife_input *>input, <float *>tensor,
+        status = ife_cuda_preprocess(<const ife_image *>image, <const ife_input *>wanted, <float *>tensor,
                                      <void *>stream)
     return status
 

@@ -119,9 +119,7 @@ class Encoded(Protocol):
     def encode(self) -> bytes: ...
 
 
-def run_raw(
-    program: Path, cases: Sequence[Encoded], **environment: str
-) -> subprocess.CompletedProcess[bytes]:
+def run_raw(program: Path, cases: Sequence[Encoded], **environment: str) -> subprocess.CompletedProcess[bytes]:
     # LeakSanitizer cannot run under a tracer, as containers and debuggers may be.
     settings = {"ASAN_OPTIONS": "detect_leaks=0", **environment}
     data = b"".join(case.encode() for case in cases)
