@@ -50,7 +50,7 @@ def frames_of_all_kinds(rng: np.random.Generator, guard: Guard) -> FloatArray:
 
 def few(backend: str, size: int) -> int | None:
     """How many of those frames a large size is tried on: all (None), or one where it is emulated."""
-    return 1 if backend in EMULATED and size > 1000 else None
+    return 1 if backend in EMULATED and size > 100 else None
 
 
 @st.composite
@@ -73,9 +73,9 @@ def random_cases(
 def test_random_shapes(backend: str, kind: Kind) -> None:
     limits = (1 << 16 if backend == "reference" else 1 << 20, 2048, 1000)
     if backend in EMULATED:
-        limits = (1 << 11, 150, 8)
+        limits = (1 << 9, 150, 4)
 
-    @settings(max_examples=40 if backend not in EMULATED else 4, deadline=None)
+    @settings(max_examples=40 if backend not in EMULATED else 3, deadline=None)
     @given(random_cases(kind, *limits))
     def check(case: tuple[int, int, list[int], int]) -> None:
         seed, n_features, counts, power = case
@@ -99,6 +99,8 @@ def test_sizes_beside_vector_widths(rng: np.random.Generator, backend: str, kind
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n_components", SIZES)
 def test_many_components_in_a_row(rng: np.random.Generator, backend: str, kind: Kind, n_components: int) -> None:
+    if backend == "triton" and kind == "full":
+        n_components = min(n_components, 257)  # interpreted, 1280 take 20 s and show nothing that 257 do not
     guard = random_guard(rng, kind, 2, [n_components, 1], 5)
     assert_accurate(guard, frames_of_all_kinds(rng, guard)[: few(backend, n_components)], backend)
 
