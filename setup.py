@@ -53,7 +53,7 @@ scorer = Extension(
 preprocess = Extension(
     "inflight_edge._preprocess",
     sources=["inflight_edge/_preprocess.pyx", "csrc/preprocess.c"],
-    depends=["inflight_edge/_preprocess.pyx", "csrc/inflight.h"],
+    depends=["inflight_edge/_preprocess.pyx", "csrc/inflight.h", "csrc/preprocess_math.h", "csrc/host_device.h"],
     include_dirs=["csrc", numpy.get_include()],
     define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
     extra_compile_args=FLAGS,
@@ -65,7 +65,7 @@ CUDA = os.environ.get("INFLIGHT_EDGE_CUDA", "auto")
 NVCC = shutil.which("nvcc", path=os.environ.get("PATH", os.defpath) + os.pathsep + "/usr/local/cuda/bin")
 # Machine code for Jetson Orin and Thor, as far as this nvcc knows them; PTX for every other GPU since 2020.
 CUBINS, PTX = ("87", "110"), "80"
-CUDA_SOURCES = ["csrc/score_cuda.cu", "csrc/graph_cuda.c"]
+CUDA_SOURCES = ["csrc/score_cuda.cu", "csrc/preprocess_cuda.cu", "csrc/graph_cuda.c"]
 
 
 def ask_nvcc(*arguments):
@@ -103,7 +103,7 @@ class BuildCuda(BuildExtensions):
 cuda = Extension(
     "inflight_edge.scoring._cuda",
     sources=["inflight_edge/scoring/_cuda.pyx"],
-    depends=[*CUDA_SOURCES, "csrc/inflight.h", "csrc/inflight_cuda.h", "csrc/score_math.h"],
+    depends=[*CUDA_SOURCES, *sorted(str(path) for path in Path("csrc").glob("*.h"))],
     include_dirs=["csrc"],
     libraries=["cudart_static", "dl", "rt", "pthread", "stdc++"],
     extra_compile_args=FLAGS,

@@ -1,4 +1,4 @@
-/* Verdicts on an NVIDIA GPU: one launch per batch, and CUDA graphs of what a caller enqueues.  The C interface. */
+/* Verdicts and preprocessing on an NVIDIA GPU, and CUDA graphs of what a caller enqueues.  The C interface. */
 #ifndef INFLIGHT_CUDA_H
 #define INFLIGHT_CUDA_H
 
@@ -80,6 +80,14 @@ int32_t ife_cuda_shared_bytes(const ife_cuda_params *params);
 int ife_cuda_launch(const ife_cuda_params *params, const float *features, const float *logits, const ife_cuda_out *out,
                     int32_t n, void *stream);
 
+/*
+ * Enqueue the preprocessing of one frame, as ife_preprocess does it: image->samples, image->chroma and tensor
+ * (channels, height, width) are device addresses, or host memory mapped into the device.  One kernel launch, no
+ * scratch, no synchronisation; may be captured into a graph, with the addresses as they are.
+ * Returns 0 or a cudaError_t: cudaErrorInvalidValue when the image or the input breaks its contract.
+ */
+int ife_cuda_preprocess(const ife_image *image, const ife_input *input, float *tensor, void *stream);
+
 /* Text of a status that a function here returned. */
 const char *ife_cuda_error_text(int status);
 
@@ -90,8 +98,9 @@ typedef struct ife_cuda_graph ife_cuda_graph;
 typedef int (*ife_cuda_enqueue)(void *context, void *stream);
 
 /*
- * Capture what enqueue puts on the stream (any but the default one): nothing of it runs now.  Returns 0 and a
- * graph, or a status and *graph = NULL; the stream is usable again either way.
+ * Capture what enqueue puts on the stream (any but the default one): nothing of it runs now.  What it puts there
+ * must have run once before, as CUDA loads kernels at their first launch.  Returns 0 and a graph, or a status and
+ * *graph = NULL; the stream is usable again either way.
  */
 int ife_cuda_graph_capture(ife_cuda_enqueue enqueue, void *context, void *stream, ife_cuda_graph **graph);
 /* Enqueue all of the graph's work. */

@@ -1,112 +1,11 @@
 /*
- * The scorer and the verdict in CUDA: loops, memory and reductions; the arithmetic is score_math.h's.
+ * The scorer in CUDA: loops and memory; the arithmetic is score_math.h's.
  * A block works on one frame and one group of density rows; the block that finishes last makes the verdict.
  */
-#include "inflight_cuda.h"
-#include "score_math.h"
+#include "verdict_cuda.h"
 
-#include <cuda_runtime.h>
-#include <limits.h>
-
-#ifndef IFE_LAUNCH
-#define IFE_LAUNCH(kernel, grid, block, bytes, stream, ...) kernel<<<grid, block, bytes, stream>>>(__VA_ARGS__)
-#define IFE_DYNAMIC_SHARED(type, name) extern __shared__ type name[]
-#endif
-
-#define WARP 32
-#define N_WARPS (IFE_CUDA_BLOCK / WARP)
-#define ALL_LANES 0xffffffffu
 /* Component log-likelihoods kept in shared memory at a time. */
 #define CHUNK IFE_CUDA_BLOCK
-
-typedef struct {
-    float value;
-    int32_t index;
-} indexed;
-
-static __device__ __forceinline__ int warp_index() {
-    return (int)threadIdx.x / WARP;
-}
-
-static __device__ __forceinline__ int lane_index() {
-    return (int)threadIdx.x % WARP;
-}
-
-/* Sum of term(d) over d = 0 .. n - 1, in every lane; four accumulators a lane keep four loads in flight. */
-template <class Term>
-static __device__ __forceinline__ float warp_sum(int32_t n, Term term) {
-    float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    int32_t d = lane_index();
-    for (; d + 3 * WARP < n; d += 4 * WARP) {
-        sums[0] += term(d);
-        sums[1] += term(d + WARP);
-        sums[2] += term(d + 2 * WARP);
-        sums[3] += term(d + 3 * WARP);
-    }
-    for (; d < n; d += WARP) sums[0] += term(d);
-    float sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    for (int lanes = WARP / 2; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, lanes);
-    return sum;
-}
-
-/* Log-sum-exp of values[0 .. n), n >= 0, in every lane.  A lane without a value brings an empty partial. */
-static __device__ __forceinline__ ife_lse warp_lse(const float *values, int32_t n) {
-    ife_lse lse = {-INFINITY, 0.0f};
-    for (int32_t k = lane_index(); k < n; k += WARP) {
-        const ife_lse one = {values[k], 1.0f};
-        lse = ife_lse_merge(lse, one);
-    }
-    for (int lanes = WARP / 2; lanes > 0; lanes /= 2) {
-        ife_lse other;
-        other.max = __shfl_xor_sync(ALL_LANES, lse.max, lanes);
-        other.sum = __shfl_xor_sync(ALL_LANES, lse.sum, lanes);
-        lse = ife_lse_merge(lse, other);
-    }
-    return lse;
-}
-
-static __device__ __forceinline__ indexed larger(indexed a, indexed b) {
-    return b.value > a.value || (b.value == a.value && b.index < a.index) ? b : a;
-}
-
-/*
- * Largest of the block's candidates, the lowest index among equals, in every thread.  None of them is NaN.
- * Between two calls the block must pass another barrier.
- */
-static __device__ indexed block_largest(indexed candidate) {
-    __shared__ indexed slots[N_WARPS];
-    for (int lanes = WARP / 2; lanes > 0; lanes /= 2) {
-        indexed other;
-        other.value = __shfl_xor_sync(ALL_LANES, candidate.value, lanes);
-        other.index = __shfl_xor_sync(ALL_LANES, candidate.index, lanes);
-        candidate = larger(candidate, other);
-    }
-    if (lane_index() == 0) slots[warp_index()] = candidate;
-    __syncthreads();
-    candidate = slots[0];
-    for (int w = 1; w < N_WARPS; ++w) candidate = larger(candidate, slots[w]);
-    return candidate;
-}
-
-/* Index of the largest logit, -1 when one is not finite; in every thread. */
-static __device__ int32_t predict(const float *logits, int32_t n_classes) {
-    indexed best = {-INFINITY, INT32_MAX};
-    int nonfinite = 0;
-    for (int32_t c = (int32_t)threadIdx.x; c < n_classes; c += IFE_CUDA_BLOCK) {
-        const indexed candidate = {logits[c], c};
-        nonfinite |= ife_magnitude_bits(candidate.value) >= IFE_NONFINITE_BITS;
-        best = larger(best, candidate);
-    }
-    if (__syncthreads_or(nonfinite)) return -1;
-    return block_largest(best).index;
-}
-
-/* The guard of a predicted class, or NULL. */
-static __device__ const ife_cuda_guard *find_guard(const ife_cuda_params *params, int32_t predicted) {
-    for (int32_t g = 0; g < params->n_guards; ++g)
-        if (params->guards[g].target == predicted) return params->guards + g;
-    return NULL;
-}
 
 /*
  * z in shared memory: shared z - origin (D); the others z to 46 bits, its high parts (D) and then its low parts (D).
@@ -242,56 +141,6 @@ static __device__ void score_rows(const ife_guard *guard, int32_t begin, int32_t
     }
 }
 
-/* The rule of inflight_edge.verdict.decide, fails closed; the whole block, result in thread 0. */
-static __device__ ife_cuda_verdict decide(const ife_cuda_guard *judge, const float *log_likelihoods) {
-    indexed best = {-INFINITY, INT32_MAX};
-    int unusable = 0;
-    for (int32_t c = (int32_t)threadIdx.x; c < judge->guard.n_rows; c += IFE_CUDA_BLOCK) {
-        /* Past the L1 cache, which may hold nothing newer than this block. */
-        const indexed candidate = {__ldcg(log_likelihoods + c), c};
-        unusable |= !(candidate.value < INFINITY); /* NaN too */
-        if (c != judge->target_row) best = larger(best, candidate);
-    }
-    unusable = __syncthreads_or(unusable);
-    best = block_largest(best);
-    ife_cuda_verdict verdict = {IFE_CUDA_UNJUDGED, judge->target, -1, NAN};
-    if (unusable || threadIdx.x != 0) return verdict;
-    const float margin = best.value - __ldcg(log_likelihoods + judge->target_row);
-    if (margin < 0.0f) {
-        verdict.decision = IFE_CUDA_ACCEPT;
-        verdict.margin = margin;
-    } else if (margin >= 0.0f) {
-        verdict.decision = IFE_CUDA_TRIGGER;
-        verdict.source = judge->classes[best.index];
-        verdict.margin = margin;
-    }
-    return verdict;
-}
-
-/* A frame that no guard scores: one block writes, the others have nothing to do. */
-static __device__ void write_unscored(ife_cuda_decision decision, int32_t predicted, int32_t max_rows, ife_cuda_verdict *verdict,
-                                      float *log_likelihoods) {
-    if (blockIdx.y != 0) return;
-    for (int32_t c = (int32_t)threadIdx.x; c < max_rows; c += IFE_CUDA_BLOCK) log_likelihoods[c] = NAN;
-    const ife_cuda_verdict unscored = {decision, predicted, -1, NAN};
-    if (threadIdx.x == 0) *verdict = unscored;
-}
-
-/* True in every thread of the block that is the last of n_groups to come here for this frame. */
-static __device__ int is_last(uint32_t *ticket, int32_t n_groups) {
-    __shared__ int last;
-    if (n_groups == 1) return 1; /* every path here has passed a barrier since the scores were written */
-    __threadfence();             /* this thread's scores are visible to all blocks before the ticket is */
-    __syncthreads(); /* between blocks: every thread's fence comes before the ticket */
-    if (threadIdx.x == 0) {
-        last = atomicAdd(ticket, 1u) == (uint32_t)(n_groups - 1);
-        if (last) *ticket = 0; /* ready for the next launch: no other block comes any more */
-    }
-    __syncthreads();
-    if (last) __threadfence(); /* no score is read before the ticket */
-    return last;
-}
-
 /* 4 blocks to a multiprocessor let a thread have 64 registers; left alone, the compiler spills to reach 5. */
 __global__ void __launch_bounds__(IFE_CUDA_BLOCK, 4)
     ife_cuda_kernel(const ife_cuda_params params, const float *features, const float *logits, const ife_cuda_out out) {
@@ -320,6 +169,8 @@ __global__ void __launch_bounds__(IFE_CUDA_BLOCK, 4)
         write_unscored(IFE_CUDA_UNJUDGED, predicted, params.max_rows, verdict, log_likelihoods);
         return;
     }
+    /* The last block's verdict comes after this, by the ticket; a verdict of an earlier batch never stands for one. */
+    if (blockIdx.y == 0 && threadIdx.x == 0) *verdict = {IFE_CUDA_UNJUDGED, predicted, -1, NAN};
     if (guard->kind == IFE_SHARED) whiten(guard->whitener, z, guard->n_features, y);
     const int64_t group = blockIdx.y;
     const int32_t begin = (int32_t)(group * guard->n_rows / params.n_groups);
@@ -357,17 +208,9 @@ extern "C" int ife_cuda_launch(const ife_cuda_params *params, const float *featu
         return cudaErrorInvalidValue;
     if (params->n_groups < 1 || params->n_groups > IFE_CUDA_MAX_GROUPS || (logits && params->n_classes < 1))
         return cudaErrorInvalidValue;
-    const int32_t bytes = ife_cuda_shared_bytes(params);
-    /* Above 48 KiB, static shared memory included, a kernel has to ask first. */
-    if (bytes > 40 * 1024) {
-        const cudaError_t status =
-            cudaFuncSetAttribute(ife_cuda_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-        if (status != cudaSuccess) {
-            (void)cudaGetLastError(); /* it is returned here and must not surface again at an unrelated call */
-            return status;
-        }
-    }
+    const size_t bytes = (size_t)ife_cuda_shared_bytes(params);
+    const cudaError_t status = allow_shared_bytes(ife_cuda_kernel, bytes);
+    if (status != cudaSuccess) return status;
     const dim3 grid((unsigned)n, (unsigned)params->n_groups);
-    IFE_LAUNCH(ife_cuda_kernel, grid, IFE_CUDA_BLOCK, bytes, (cudaStream_t)stream, *params, features, logits, *out);
-    return cudaGetLastError();
+    return launch(ife_cuda_kernel, grid, bytes, stream, *params, features, logits, *out);
 }

@@ -2,16 +2,12 @@
 #ifndef INFLIGHT_SCORE_MATH_H
 #define INFLIGHT_SCORE_MATH_H
 
+#include "host_device.h"
+
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
-
-#ifdef __CUDACC__
-#define IFE_MATH static __host__ __device__ __forceinline__
-#else
-#define IFE_MATH static inline
-#endif
 
 /* Bits of |x|: >= IFE_NONFINITE_BITS exactly for NaN and infinities, whatever the compiler assumes about NaN. */
 #define IFE_NONFINITE_BITS 0x7f800000u
@@ -44,7 +40,12 @@ IFE_MATH ife_pair ife_standardise_pair(float x, float mean, float scale, float i
     const float difference = x - mean;
     const float back = difference - x;
     const float error = (x - (difference - back)) - (mean + back);
+#ifdef __CUDA_ARCH__
+    /* Never part of a multiply-add: z.low is the remainder of the rounded product, whoever subtracts from it next. */
+    z.high = __fmul_rn(difference, inverse);
+#else
     z.high = difference * inverse;
+#endif
     z.low = (fmaf(-z.high, scale, difference) + error) * inverse;
 #else
     const double quotient = ((double)x - mean) / scale;

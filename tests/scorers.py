@@ -8,9 +8,18 @@ from inflight_edge.scoring import Scorer
 # Written out, so that one which this processor lacks is seen to be skipped.
 INSTRUCTION_SETS = ("avx512", "avx2", "neon", "portable")
 
+# Run on this processor by emulators, 100 to 10,000 times slower than a native scorer: fewer and smaller cases.
+EMULATED = ("cuda", "triton")
+# The same backends on a device.
+DEVICES = ("cuda-gpu", "triton-gpu")
+
 
 def make_scorer(guard: Guard, backend: str) -> Scorer:
-    """backend: ``reference``, ``cpu`` or one of INSTRUCTION_SETS."""
+    """backend: ``reference``, ``cpu`` or one of INSTRUCTION_SETS, EMULATED, DEVICES."""
     if backend in INSTRUCTION_SETS:
         return Scorer(guard, backend="cpu", instruction_set=backend)
-    return Scorer(guard, backend=backend)  # type: ignore[arg-type]
+    if backend in EMULATED:
+        from emulated import emulated_scorer  # compiles the CUDA source
+
+        return emulated_scorer(guard, backend)
+    return Scorer(guard, backend=backend.removesuffix("-gpu"))  # type: ignore[arg-type]

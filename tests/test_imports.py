@@ -123,6 +123,7 @@ LAYERS = (
         "signing",
         "engines",
         "scoring",
+        "preprocess_cuda",
         "images",
         "doctor",
         "latency",

@@ -10,10 +10,15 @@ cdef extern from "inflight_cuda.h" nogil:
         pass
     ctypedef struct ife_cuda_graph:
         pass
+    ctypedef struct ife_image:
+        pass
+    ctypedef struct ife_input:
+        pass
     ctypedef int (*ife_cuda_enqueue)(void *context, void *stream) noexcept
     int32_t ife_cuda_groups(int32_t kind, int32_t n_rows, int32_t n_components)
     int ife_cuda_launch(const ife_cuda_params *params, const float *features, const float *logits,
                         const ife_cuda_out *out, int32_t n, void *stream)
+    int ife_cuda_preprocess(const ife_image *image, const ife_input *input, float *tensor, void *stream)
     const char *ife_cuda_error_text(int status)
     int ife_cuda_graph_capture(ife_cuda_enqueue enqueue, void *context, void *stream, ife_cuda_graph **graph)
     int ife_cuda_graph_launch(ife_cuda_graph *graph, void *stream)
@@ -34,6 +39,15 @@ def launch(uintptr_t params, uintptr_t features, uintptr_t logits, uintptr_t out
     with nogil:
         status = ife_cuda_launch(<const ife_cuda_params *>params, <const float *>features, <const float *>logits,
                                  <const ife_cuda_out *>out, n_frames, <void *>stream)
+    return status
+
+
+def preprocess(uintptr_t image, uintptr_t wanted, uintptr_t tensor, uintptr_t stream):
+    """image, wanted: host addresses of an ife_image and an ife_input; tensor: device address.  Returns a cudaError_t."""
+    cdef int status
+    with nogil:
+        status = ife_cuda_preprocess(<const ife_image *>image, <const ife_input *>wanted, <float *>tensor,
+                                     <void *>stream)
     return status
 
 

@@ -21,9 +21,19 @@ def _merge(largest, total, values):
 
 @triton.jit
 def _standardise(features, mean, scale, d, mask):
-    """Z at the features d, 0 where masked.  An IEEE division: Triton's own has an error of 2 units."""
+    """Z at the features d as high + low, 0 where masked: score_math.h's ife_standardise_pair.
+
+    Compiled without fusion of products and sums: low is the remainder of the rounded high.
+    """
     x = tl.load(features + d, mask=mask, other=0.0)
-    return tl.div_rn(x - tl.load(mean + d, mask=mask, other=0.0), tl.load(scale + d, mask=mask, other=1.0))
+    centre = tl.load(mean + d, mask=mask, other=0.0)
+    deviation = tl.load(scale + d, mask=mask, other=1.0)
+    inverse = tl.div_rn(tl.full(deviation.shape, 1.0, tl.float32), deviation)
+    difference = x - centre
+    back = difference - x
+    error = (x - (difference - back)) - (centre + back)
+    high = difference * inverse
+    return high, (tl.fma(-high, deviation, difference) + error) * inverse
 
 
 @triton.jit
@@ -34,7 +44,8 @@ def _whiten(packed, features, mean, scale, centre, rows, first, n_features, COLU
     for start in range(0, tl.minimum(first + ROWS, n_features), COLUMNS):
         d = start + tl.arange(0, COLUMNS)
         inside = d < n_features
-        z = _standardise(features, mean, scale, d, inside) - tl.load(centre + d, mask=inside, other=0.0)
+        high, low = _standardise(features, mean, scale, d, inside)
+        z = (high - tl.load(centre + d, mask=inside, other=0.0)) + low
         lower = (d[None, :] <= rows[:, None]) & (rows[:, None] < n_features)
         weights = tl.load(packed + starts[:, None] + d[None, :], mask=lower, other=0.0)
         # Masked z may be infinite, and 0 times infinity is NaN.
@@ -76,7 +87,8 @@ def score_kernel(
     largest = float("-inf")
     total = 0.0
     if KIND == 2:
-        triangle = n_features.to(tl.int64) * (n_features + 1) // 2
+        # Not .to(): triton's JIT makes a 1 a plain int.
+        triangle = tl.cast(n_features, tl.int64) * (n_features + 1) // 2
         m = begin.to(tl.int64)
         for _ in range(begin, end):
             distance = 0.0
@@ -99,11 +111,12 @@ def score_kernel(
                 for start in range(0, n_features, COLUMNS):
                     d = start + tl.arange(0, COLUMNS)
                     inside = d < n_features
-                    z = _standardise(features, mean, scale, d, inside)
+                    high, low = _standardise(features, mean, scale, d, inside)
                     where = m[:, None] * n_features + d[None, :]
                     mask = there[:, None] & inside[None, :]
                     centre = tl.load(centres + where, mask=mask, other=0.0)
-                    y = (z[None, :] - centre) * tl.load(whitener + where, mask=mask, other=0.0)
+                    z = (high[None, :] - centre) + low[None, :]
+                    y = z * tl.load(whitener + where, mask=mask, other=0.0)
                     distances += tl.sum(tl.where(mask, y * y, 0.0), axis=1)
             else:
                 for first in range(0, n_features, ROWS):

@@ -75,6 +75,7 @@ class CudaScorer:
         self.n_features = guards[0].n_features
         self.max_rows = max(guard.classes.shape[0] for guard in guards)
         self.max_frames = max_frames
+        self._n_frames = 0
         self._binding: Any = require(_BINDING, _REMEDY)
         self.device = Device(index, memory)
         try:
@@ -123,23 +124,28 @@ class CudaScorer:
         """
         if not 0 <= n_frames <= self.max_frames:
             raise ScoreError(f"n_frames: expected 0 to {self.max_frames}, got {n_frames}; raise max_frames")
+        self._n_frames = n_frames
         params, out = int(self._params.ctypes.data), int(self._out.ctypes.data)
         with self.device.current():
             status = self._binding.launch(params, features, logits or 0, out, n_frames, self.device.stream)
             self._check(status, "launch")
-            self._verdicts.to_host()
-            self._scores.to_host()
+            if n_frames:
+                self._verdicts.to_host(n_frames)
+                self._scores.to_host(n_frames)
 
     def results(self) -> tuple[NDArray[np.void], FloatArray]:
         """Wait for the stream; the last batch's verdicts (max_frames,) VERDICT and log-likelihoods (max_frames, R).
 
-        Both are views of the buffers that the next batch overwrites.  R is the largest number of rows of a guard.
+        Both are views of the buffers that the next batch overwrites; entries past its frames are of earlier ones.
+        R is the largest number of rows of a guard.
         """
         self.device.synchronize()
         return self._verdicts.host, self._scores.host
 
     def verdict(self, index: int) -> Verdict:
-        """Verdict on frame ``index`` of the last batch, after results()."""
+        """Verdict on frame ``index`` of the batch enqueued or captured last, after results().  Raises ScoreError."""
+        if not 0 <= index < self._n_frames:
+            raise ScoreError(f"index: expected 0 to {self._n_frames - 1}, a frame of the last batch, got {index}")
         return as_verdict(self._verdicts.host[index], self._scores.host[index], self.guards)
 
     def capture(self, enqueue: Callable[[], None]) -> CudaGraph:
@@ -236,7 +242,7 @@ class DeviceBackend:
             for start in range(0, features.shape[0], step):
                 batch = features[start : start + step]
                 self._features.host[: len(batch)] = batch
-                self._features.to_device()
+                self._features.to_device(len(batch))
                 self._scorer.enqueue(self._features.address, None, len(batch))
                 out[start : start + step] = self._scorer.results()[1][: len(batch)]
         return True

@@ -24,6 +24,9 @@ Memory = Literal["auto", "mapped", "copied"]
 _REMEDY = "pip install pycuda (needs nvcc) on a machine with an NVIDIA GPU, or choose another backend"
 # Device arrays start at multiples of this: whole cache lines, and what cudaMalloc promises.
 _ALIGNMENT = 256
+# CU_STREAM_NON_BLOCKING, which pycuda has no name for.  Else work of others on the legacy default stream (torch's)
+# would wait for this stream's and this for theirs, and would end a capture.
+_NON_BLOCKING = 1
 
 # The primary context of each device, retained once and for the life of the process: pycuda 2026.1 hands a primary
 # context that is dropped to cuCtxDetach, which is for other contexts; only an explicit detach() releases it.
@@ -87,7 +90,7 @@ class Device:
         self.memory: str = memory
         self._allocations: list[Any] = []
         with self.current():
-            self.pycuda_stream: Any = self.driver.Stream()
+            self.pycuda_stream: Any = self.driver.Stream(_NON_BLOCKING)
             self.stream = int(self.pycuda_stream.handle)
 
     @contextmanager
@@ -98,7 +101,10 @@ class Device:
         """
         if self._context is None:
             raise ScoreError("device: expected an open one, got one that was closed; make another")
-        self._context.push()
+        try:
+            self._context.push()
+        except self.driver.Error as error:
+            raise ScoreError(f"driver: expected success, got: {error}; make the scorer again") from error
         try:
             yield
         except self.driver.Error as error:
@@ -109,20 +115,23 @@ class Device:
     def allocate(self, n_bytes: int) -> Any:
         """Device memory, freed by close()."""
         with self.current():
-            self._allocations.append(self.driver.mem_alloc(max(n_bytes, 1)))
-        return self._allocations[-1]
+            allocation = self.driver.mem_alloc(max(n_bytes, 1))
+        self._allocations.append(allocation)
+        return allocation
 
     def upload(self, arrays: Sequence[NDArray[Any]]) -> list[int]:
         """Copy arrays into one allocation; the address of each, 0 for an empty one."""
         sizes = [-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in arrays]
         base = int(self.allocate(sum(sizes)))
         addresses = []
-        for array, size in zip(arrays, sizes, strict=True):
-            if array.nbytes:
-                with self.current():
-                    self.driver.memcpy_htod(base, array)
-            addresses.append(base if array.nbytes else 0)
-            base += size
+        with self.current():
+            for array, size in zip(arrays, sizes, strict=True):
+                if array.nbytes:
+                    # On the stream: a copy on the default one is not ordered before this one's kernels.
+                    self.driver.memcpy_htod_async(base, array, self.pycuda_stream)
+                addresses.append(base if array.nbytes else 0)
+                base += size
+            self.pycuda_stream.synchronize()
         return addresses
 
     def buffer(self, shape: tuple[int, ...], dtype: Any) -> Buffer:
@@ -141,12 +150,17 @@ class Device:
         """
         if self._context is None:
             return
-        with self.current():
-            self.pycuda_stream.synchronize()
-            while self._allocations:
-                self._allocations.pop().free()
-            self.pycuda_stream = None  # pycuda destroys it only where the context is current
-        self._context = None
+        try:
+            with self.current():
+                try:
+                    self.pycuda_stream.synchronize()
+                finally:  # after a fault of a kernel too, whose error comes out of the wait
+                    self.pycuda_stream = None  # pycuda destroys it only where the context is current
+                    while self._allocations:
+                        self._allocations.pop().free()
+        finally:
+            self._allocations.clear()
+            self._context = None
 
 
 class Buffer:
@@ -167,14 +181,14 @@ class Buffer:
                 self.address = int(self._copy)
         self.host.view(np.uint8)[...] = 0
 
-    def to_device(self) -> None:
-        """Enqueue the copy to the device, if there is one to make."""
+    def to_device(self, length: int | None = None) -> None:
+        """Enqueue the copy to the device, if there is one to make: of the first ``length`` entries, None for all."""
         if self._copy is not None:
             with self._device.current():
-                self._device.driver.memcpy_htod_async(self._copy, self.host, self._device.pycuda_stream)
+                self._device.driver.memcpy_htod_async(self._copy, self.host[:length], self._device.pycuda_stream)
 
-    def to_host(self) -> None:
-        """Enqueue the copy to the host, if there is one to make."""
+    def to_host(self, length: int | None = None) -> None:
+        """Enqueue the copy to the host, if there is one to make: of the first ``length`` entries, None for all."""
         if self._copy is not None:
             with self._device.current():
-                self._device.driver.memcpy_dtoh_async(self.host, self._copy, self._device.pycuda_stream)
+                self._device.driver.memcpy_dtoh_async(self.host[:length], self._copy, self._device.pycuda_stream)

@@ -32,6 +32,10 @@ _REMEDY = "pip install triton torch (Linux), or choose another backend"
 # Features, rows of W and components that a program works on at a time.
 BLOCKS = {"COLUMNS": 128, "ROWS": 16, "COMPONENTS": 4}
 N_WARPS = 4
+# No fusion: z's low part is the remainder of its rounded high part.
+_OPTIONS = {"num_warps": N_WARPS, "enable_fp_fusion": False}
+# The second axis of a grid.
+_MAX_ROWS = 65535
 # The kernel's array arguments between the features and the result, in its order.
 _ARRAYS = ("mean", "scale", "origin", "centres", "whitener", "constants", "offsets")
 # Two scratch addresses that the compiler appends and this kernel does not use.
@@ -46,6 +50,7 @@ class TorchScorer:
     """
 
     def __init__(self, guard: Guard, device: Any = "cuda") -> None:
+        _check_rows(guard)
         self._torch: Any = require("torch", _REMEDY)
         self._kernel: Any = require(_MODULE, _REMEDY).score_kernel
         self._n_features, self._n_rows = guard.n_features, int(guard.classes.shape[0])
@@ -66,7 +71,9 @@ class TorchScorer:
         if n_frames:
             grid = (n_frames, self._n_rows)
             sizes = (self._n_features, self._n_rows)
-            self._kernel[grid](features, *self._arrays, out, *sizes, KIND=self._kind, **BLOCKS, num_warps=N_WARPS)
+            # The kernel is launched on torch's current device, which need not be the features'.
+            with self._torch.cuda.device_of(features):
+                self._kernel[grid](features, *self._arrays, out, *sizes, KIND=self._kind, **BLOCKS, **_OPTIONS)
         return out
 
 
@@ -80,6 +87,7 @@ class CubinScorer:
     def __init__(self, guard: Guard, *, max_frames: int = 1, index: int = 0, memory: Memory = "auto") -> None:
         if max_frames < 1:
             raise OptionError(f"max_frames: expected at least 1, got {max_frames}")
+        _check_rows(guard)
         self.max_frames = max_frames
         self._sizes = guard.n_features, int(guard.classes.shape[0])
         self._entry, cubin = read_kernels()[guard.kind]
@@ -108,7 +116,7 @@ class CubinScorer:
             self._function.prepared_async_call(
                 grid, block, self.device.pycuda_stream, *arguments, shared_size=self._entry["shared_bytes"]
             )
-        self._out.to_host()
+        self._out.to_host(n_frames)
 
     def results(self) -> tuple[None, FloatArray]:
         """Wait for the stream; None and the log-likelihoods (max_frames, R), a view that the next batch overwrites."""
@@ -142,7 +150,7 @@ def compile_one(kind: int, architecture: int) -> Any:
     signature |= {"offsets": "*i32", "n_features": "i32", "n_rows": "i32"}
     source = compiler.ASTSource(kernel, signature, constexprs=constants)
     target = backend.GPUTarget("cuda", architecture, 32)
-    return compiler.compile(source, target=target, options={"num_warps": N_WARPS, "enable_fp_fusion": True})
+    return compiler.compile(source, target=target, options=_OPTIONS)
 
 
 def compile_kernels(folder: Path, architecture: int = 87) -> None:
@@ -188,6 +196,12 @@ def read_kernels(folder: Path = _KERNELS) -> Mapping[Kind, tuple[dict[str, Any],
         if hashlib.sha256(cubin).hexdigest() != entry["sha256"]:
             raise ScoreError(f"{entry['file']}: expected the SHA-256 of kernels.json, got another; install again")
     return read
+
+
+def _check_rows(guard: Guard) -> None:
+    if guard.classes.shape[0] > _MAX_ROWS:
+        got = guard.classes.shape[0]
+        raise OptionError(f"guard: expected at most {_MAX_ROWS} density rows, got {got}; choose another backend")
 
 
 def _arrays(parameters: Parameters) -> list[Any]:

@@ -1,5 +1,5 @@
 /*
- * Runs a CUDA kernel on the CPU: enough of the language for score_cuda.cu, compiled by g++ -std=c++20.
+ * Runs a CUDA kernel on the CPU: enough of the language for the CUDA sources of csrc, compiled by g++ -std=c++20.
  *
  * The threads of a block are fibers of one thread, or with CUDA_HOST_THREADS one system thread each, so that
  * ThreadSanitizer sees a missing barrier.  Blocks run one after another: races between blocks cannot show.
@@ -16,6 +16,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <string>
 #include <type_traits>
 #include <vector>
 
@@ -36,13 +37,11 @@
 #define __shared__ static __attribute__((section("cuda_shared")))
 #define threadIdx (cuda_host::self->index)
 #define blockIdx cuda_host::block_index
-#define __syncthreads() cuda_host::sync(__LINE__)
+#define __syncthreads() cuda_host::sync(__FILE__, __LINE__)
 #define __syncthreads_or(flag) cuda_host::sync_or(flag, __LINE__)
 #define __shfl_xor_sync(mask, value, lanes) cuda_host::shuffle_xor(mask, value, lanes, __LINE__)
 #define __threadfence() ((void)0)
 #define __ldcg(address) (*(address))
-#define IFE_LAUNCH(kernel, grid, block, bytes, stream, ...) \
-    cuda_host::launch(grid, block, bytes, [&] { kernel(__VA_ARGS__); }), (void)(stream)
 #define IFE_DYNAMIC_SHARED(type, name) type *name = reinterpret_cast<type *>(cuda_host::dynamic_shared)
 
 struct dim3 {
@@ -90,8 +89,8 @@ inline char *dynamic_shared;
 inline Barrier block_barrier;
 inline std::vector<int> votes;
 inline std::unique_ptr<Warp[]> warps;
-/* The barrier in this line of the kernel's source is left out: shows that the checks find what is missing. */
-inline const int skipped_line = std::getenv("CUDA_HOST_SKIP") ? std::atoi(std::getenv("CUDA_HOST_SKIP")) : 0;
+/* The barrier named by file:line is left out: shows that the checks find what is missing. */
+inline const char *const skipped_barrier = std::getenv("CUDA_HOST_SKIP");
 
 #ifdef CUDA_HOST_THREADS
 inline thread_local Thread *self;
@@ -126,8 +125,14 @@ inline void wait(Barrier &barrier, int line) {
 #endif
 }
 
-inline void sync(int line) {
-    if (line != skipped_line) wait(block_barrier, line);
+inline bool is_skipped(const char *file, int line) {
+    if (!skipped_barrier) return false;
+    const char *name = std::strrchr(file, '/');
+    return std::string(name ? name + 1 : file) + ":" + std::to_string(line) == skipped_barrier;
+}
+
+inline void sync(const char *file, int line) {
+    if (!is_skipped(file, line)) wait(block_barrier, line);
 }
 
 inline int sync_or(int flag, int line) {
@@ -229,12 +234,52 @@ inline std::uint32_t atomicAdd(std::uint32_t *address, std::uint32_t value) {
     return cuda_host::add(address, value);
 }
 
+/* Compute capability 8.7.  The limit that a kernel asked for is kept, and a launch beyond it refused. */
+constexpr int cuda_host_static_bytes = 1168, cuda_host_most_bytes = 163 * 1024;
+inline int cuda_host_limit = 48 * 1024 - cuda_host_static_bytes;
+
+struct cudaFuncAttributes {
+    std::size_t sharedSizeBytes;
+};
+
+struct cudaLaunchConfig_t {
+    dim3 gridDim, blockDim;
+    std::size_t dynamicSmemBytes;
+    cudaStream_t stream;
+};
+
 template <class Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel *, cudaFuncAttribute, int bytes) {
-    return bytes <= 163 * 1024 ? cudaSuccess : cudaErrorInvalidValue; /* compute capability 8.7 */
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *attributes, Kernel *) {
+    attributes->sharedSizeBytes = cuda_host_static_bytes;
+    return cudaSuccess;
 }
 
-inline cudaError_t cudaGetLastError() {
+template <class Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel *, cudaFuncAttribute, int bytes) {
+    if (bytes + cuda_host_static_bytes > cuda_host_most_bytes) return cudaErrorInvalidValue;
+    cuda_host_limit = bytes;
+    return cudaSuccess;
+}
+
+inline cudaError_t cudaGetDevice(int *device) {
+    *device = 0;
+    return cudaSuccess;
+}
+
+inline cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr, int) {
+    *value = cuda_host_most_bytes;
+    return cudaSuccess;
+}
+
+template <class... Parameters, class... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(Parameters...), Arguments &&...arguments) {
+    if (config->dynamicSmemBytes > (std::size_t)cuda_host_limit) return cudaErrorInvalidValue;
+    if (config->gridDim.y > 65535 || config->gridDim.x > 0x7fffffffu) return cudaErrorInvalidValue;
+    cuda_host::launch(config->gridDim, config->blockDim.x, config->dynamicSmemBytes, [&] { kernel(arguments...); });
+    return cudaSuccess;
+}
+
+extern "C" inline cudaError_t cudaGetLastError(void) {
     return cudaSuccess;
 }
 

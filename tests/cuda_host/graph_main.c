@@ -19,8 +19,17 @@ static int calls, failing; /* the call with this number fails; 0: none */
 static int capturing, graphs, executables, launches, enqueued;
 static char stream_object, graph_object, executable_object, context_object;
 
+static cudaError_t last_error; /* the runtime keeps it until somebody asks */
+
 static cudaError_t status(void) {
-    return ++calls == failing ? cudaErrorStreamCaptureInvalidated : cudaSuccess;
+    if (++calls != failing) return cudaSuccess;
+    return last_error = cudaErrorStreamCaptureInvalidated;
+}
+
+cudaError_t cudaGetLastError(void) {
+    const cudaError_t last = last_error;
+    last_error = cudaSuccess;
+    return last;
 }
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode) {
@@ -56,7 +65,7 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
     EXPECT((void *)executable == (void *)&executable_object && (void *)stream == (void *)&stream_object);
     ++launches;
-    return cudaSuccess;
+    return status();
 }
 
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
@@ -83,6 +92,7 @@ int main(void) {
         const int result = ife_cuda_graph_capture(enqueue, &context_object, &stream_object, &graph);
         EXPECT(result == cudaErrorStreamCaptureInvalidated);
         EXPECT(graph == NULL && !capturing && graphs == 0 && executables == 0);
+        EXPECT(last_error == cudaSuccess); /* it was returned: left behind, the next launch would look as if it failed */
     }
     failing = 0;
     EXPECT(enqueued == 4);
@@ -90,8 +100,12 @@ int main(void) {
     EXPECT(graph != NULL && !capturing && graphs == 0 && executables == 1);
     EXPECT(launches == 0 && enqueued == 5);
     EXPECT(ife_cuda_graph_launch(graph, &stream_object) == cudaSuccess && launches == 1);
+    calls = 0, failing = 1;
+    EXPECT(ife_cuda_graph_launch(graph, &stream_object) == cudaErrorStreamCaptureInvalidated && launches == 2);
+    EXPECT(last_error == cudaSuccess);
+    failing = 0;
     EXPECT(ife_cuda_graph_launch(NULL, &stream_object) == cudaErrorInvalidValue);
-    EXPECT(ife_cuda_graph_launch(graph, NULL) == cudaErrorInvalidValue && launches == 1);
+    EXPECT(ife_cuda_graph_launch(graph, NULL) == cudaErrorInvalidValue && launches == 2);
     EXPECT(ife_cuda_graph_destroy(graph) == cudaSuccess && executables == 0);
     EXPECT(ife_cuda_graph_destroy(NULL) == cudaSuccess && executables == 0);
     graph = (ife_cuda_graph *)(void *)&executable_object;

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -49,9 +50,43 @@ class Case:
         return b"".join(part.tobytes() for part in parts)
 
 
-def compile_host(target: Path, *flags: str) -> Path:
-    """Executable of the CUDA scorer on the CPU."""
-    sources = ["-x", "c++", CSRC / "score_cuda.cu", HOST / "score_main.cpp"]
+def sanitiser_works(folder: Path, *flags: str) -> bool:
+    probe = folder / "probe.c"
+    probe.write_text("int main(void) { return 0; }\n")
+    command = ["gcc", *flags, str(probe), "-o", str(folder / "probe")]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        return False
+    return subprocess.run([folder / "probe"], capture_output=True, check=False).returncode == 0
+
+
+def compile_fibers(folder: Path, job: str = "score") -> Path:
+    """A block's threads as fibers, under AddressSanitizer and UBSan where there are such."""
+    sanitisers = ["-fsanitize=address,undefined", "-fsanitize-sections=cuda_shared", "-fno-sanitize-recover=all"]
+    flags = sanitisers if sanitiser_works(folder, sanitisers[0]) else []
+    return compile_host(folder / "main", "-O2", "-g", *flags, job=job)
+
+
+def compile_threads(folder: Path, job: str = "score") -> Path | None:
+    """One system thread per CUDA thread, 64 in a block, under ThreadSanitizer; None where that cannot run."""
+    if not sanitiser_works(folder, "-fsanitize=thread"):
+        return None
+    flags = "-O1", "-g", "-fsanitize=thread", "-DCUDA_HOST_THREADS", "-DIFE_CUDA_BLOCK=64"
+    return compile_host(folder / "main", *flags, job=job)
+
+
+def barriers(*names: str) -> list[str]:
+    """file:line of every barrier within a block, for CUDA_HOST_SKIP."""
+    return [
+        f"{name}:{number}"
+        for name in names
+        for number, line in enumerate((CSRC / name).read_text().splitlines(), 1)
+        if "__syncthreads();" in line and "between blocks" not in line
+    ]
+
+
+def compile_host(target: Path, *flags: str, job: str = "score") -> Path:
+    """Executable of csrc/JOB_cuda.cu on the CPU."""
+    sources = ["-x", "c++", CSRC / f"{job}_cuda.cu", HOST / f"{job}_main.cpp"]
     compile_checked("g++", "-std=c++20", *WARNINGS, *FMA, *flags, f"-I{HOST}", f"-I{CSRC}", *sources, "-o", target)
     return target
 
@@ -80,7 +115,11 @@ def run_host(program: Path, cases: Sequence[Case], **environment: str) -> list[t
     return results
 
 
-def run_raw(program: Path, cases: Sequence[Case], **environment: str) -> subprocess.CompletedProcess[bytes]:
+class Encoded(Protocol):
+    def encode(self) -> bytes: ...
+
+
+def run_raw(program: Path, cases: Sequence[Encoded], **environment: str) -> subprocess.CompletedProcess[bytes]:
     # LeakSanitizer cannot run under a tracer, as containers and debuggers may be.
     settings = {"ASAN_OPTIONS": "detect_leaks=0", **environment}
     data = b"".join(case.encode() for case in cases)

@@ -13,10 +13,12 @@ from pathlib import Path
 from threading import local
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from cuda_cases import CSRC, FMA, HOST, WARNINGS, compile_checked
 
+from inflight_edge.preprocess_cuda import IMAGE, INPUT
 from inflight_edge.scoring.cuda import GUARD, OUT, PARAMS, VERDICT
 
 
@@ -27,10 +29,11 @@ class DriverError(Exception):
 def compile_library(target: Path) -> ctypes.CDLL:
     """The CUDA scorer on the CPU as a shared library."""
     flags = ["-std=c++20", "-O2", *WARNINGS, *FMA, "-shared", "-fPIC", f"-I{HOST}", f"-I{CSRC}"]
-    compile_checked("g++", *flags, "-x", "c++", CSRC / "score_cuda.cu", "-o", target)
+    compile_checked("g++", *flags, "-x", "c++", CSRC / "score_cuda.cu", CSRC / "preprocess_cuda.cu", "-o", target)
     library = ctypes.CDLL(str(target))
     pointers = [ctypes.c_void_p] * 4
     library.ife_cuda_launch.argtypes = [*pointers, ctypes.c_int32, ctypes.c_void_p]
+    library.ife_cuda_preprocess.argtypes = pointers
     return library
 
 
@@ -64,6 +67,13 @@ class Pinned(ctypes.Structure):
     def get_device_pointer(self) -> int:
         assert self.mapped
         return ctypes.addressof(self)
+
+
+def is_pinned(array: np.ndarray) -> bool:
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return isinstance(base, Pinned)
 
 
 def pinned(driver: Driver, n_bytes: int, mapped: bool) -> Pinned:
@@ -134,6 +144,21 @@ class Function:
 
         def work() -> None:
             assert self._driver.library is not None
+            if self._driver.interpret is not None:
+                shapes = {"features": (n_frames, n), "mean": n, "scale": n, "origin": n, "centres": (n_components, n)}
+                triangle = n * (n + 1) // 2
+                shapes["whitener"] = (n_components * n, triangle, n_components * triangle)[self._kind]
+                shapes |= {"constants": n_components, "offsets": n_rows + 1}
+                arrays = {}
+                for name, shape in shapes.items():
+                    n_bytes = 4 * int(np.prod(shape))
+                    assert self._driver.room(values[name]) >= n_bytes
+                    data = ctypes.string_at(values[name], n_bytes)
+                    arrays[name] = np.frombuffer(data, np.int32 if name == "offsets" else np.float32).reshape(shape)
+                scores = np.ascontiguousarray(self._driver.interpret(self._kind, arrays), np.float32)
+                assert scores.shape == (n_frames, n_rows)
+                ctypes.memmove(values["out"], scores.ctypes.data, scores.nbytes)
+                return
             launched = params.ctypes.data, values["features"], None, out.ctypes.data, n_frames, None
             assert self._driver.library.ife_cuda_launch(*launched) == 0
             assert guard.size == classes[:1].size  # they live until here
@@ -152,9 +177,12 @@ class Driver:
         self.capability = capability
         self.library: ctypes.CDLL | None = None
         self.cubins: dict[bytes, int] = {}
+        # (kind, arrays) -> scores in the place of the CUDA kernel, for kernels of the Triton language.
+        self.interpret: Callable[[int, dict[str, np.ndarray]], np.ndarray] | None = None
         self.integrated, self.devices = integrated, devices
         self.memory_limit = 1 << 30
-        self.live: dict[int, Allocation | Pinned] = {}
+        # Weak: as with pycuda, what nobody holds any more is freed.
+        self.live: WeakValueDictionary[int, Allocation | Pinned] = WeakValueDictionary()
         self.streams: dict[int, Stream] = {}
         self.retained = 0
         self._local = local()
@@ -193,7 +221,8 @@ class Driver:
         self.check_current()
         self.retained -= 1
 
-    def Stream(self) -> Stream:  # noqa: N802  pycuda's name
+    def Stream(self, flags: int = 0) -> Stream:  # noqa: N802  pycuda's name
+        assert flags == 1, "CU_STREAM_NON_BLOCKING: no implicit order with the default stream"
         return Stream(self)
 
     def mem_alloc(self, n_bytes: int) -> Allocation:
@@ -225,10 +254,9 @@ class Driver:
                 return start + len(allocation.bytes) - value
         raise AssertionError(f"{value:#x} is in no live allocation")
 
-    def memcpy_htod(self, target: object, source: np.ndarray) -> None:
+    def _copy(self, target: object, source: np.ndarray) -> None:
         self.check_current()
         assert source.nbytes <= self.room(target)
-        assert source.flags.c_contiguous
         ctypes.memmove(int(target), source.ctypes.data, source.nbytes)  # type: ignore[call-overload]
 
     def memset_d32(self, target: object, value: int, count: int) -> None:
@@ -236,13 +264,15 @@ class Driver:
         assert 4 * count <= self.room(target)
         ctypes.memmove(int(target), np.full(count, value, np.uint32).ctypes.data, 4 * count)  # type: ignore[call-overload]
 
-    def memcpy_htod_async(self, target: Allocation, source: np.ndarray, stream: Stream) -> None:
-        assert isinstance(source.base, Pinned)
+    def memcpy_htod_async(self, target: object, source: np.ndarray, stream: Stream) -> None:
+        assert source.flags.c_contiguous
         assert source.nbytes <= self.room(target)
-        stream.put(lambda: self.memcpy_htod(target, source))
+        # Pageable memory is staged before the call returns; page-locked memory is read when the copy happens.
+        data = source if is_pinned(source) else source.copy()
+        stream.put(lambda: self._copy(target, data))
 
     def memcpy_dtoh_async(self, target: np.ndarray, source: Allocation, stream: Stream) -> None:
-        assert isinstance(target.base, Pinned)
+        assert is_pinned(target)
         assert target.nbytes <= self.room(source)
         stream.put(lambda: ctypes.memmove(target.ctypes.data, int(source), target.nbytes))
 
@@ -296,6 +326,30 @@ class Binding:
                 address = int(guard[name])
                 assert address % 16 == 0
                 assert room(address) >= 4 * count if count else address == 0
+
+    def preprocess(self, image: int, wanted: int, tensor: int, stream: int) -> int:
+        assert {type(value) for value in (image, wanted, tensor, stream)} == {int}
+        if self.status:
+            return self.status
+        frame = np.frombuffer(ctypes.string_at(image, IMAGE.itemsize), IMAGE).copy()
+        size = np.frombuffer(ctypes.string_at(wanted, INPUT.itemsize), INPUT).copy()
+        height, width, stride = (int(frame[name][0]) for name in ("height", "width", "stride"))
+        row = width * (3 if frame["pixels"][0] in (1, 2) else 1)
+        assert self._driver.room(frame["samples"][0]) >= (height - 1) * stride + row
+        if frame["pixels"][0] == 3:
+            assert self._driver.room(frame["chroma"][0]) >= (height // 2 - 1) * stride + row
+        else:
+            assert frame["chroma"][0] == 0
+        n_numbers = int(size["channels"][0]) * int(size["height"][0]) * int(size["width"][0])
+        assert self._driver.room(tensor) >= 4 * n_numbers
+        arguments = frame.ctypes.data, size.ctypes.data, tensor, None
+
+        def work() -> None:
+            status = self._library.ife_cuda_preprocess(*arguments)
+            assert (status, frame.size, size.size) == (0, 1, 1)
+
+        self._driver.streams[stream].put(work)
+        return 0
 
     def error_text(self, status: int) -> str:
         return f"text of {status}"

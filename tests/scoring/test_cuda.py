@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from driver_double import Allocation, Binding, Driver, Pinned, compile_library
+from driver_double import Allocation, Binding, Driver, DriverError, Pinned, compile_library
 from guards import random_features, random_guard
 
 from inflight_edge.errors import DependencyError, OptionError, ScoreError
@@ -181,6 +181,42 @@ def test_verdicts_of_two_guards_and_their_graph(
         scorer.results()
 
 
+def test_verdict_of_an_earlier_batch_is_not_one_of_this(
+    rng: np.random.Generator, install: Callable[[Driver], Binding]
+) -> None:
+    install(Driver())
+    guard = random_guard(rng, "diagonal", 3, 1, 5)
+    with CudaScorer([guard], 3, max_frames=4, memory="copied") as scorer:
+        features = scorer.device.buffer((4, 5), np.float32)
+        features.host[...] = random_features(rng, guard, 4)
+        features.to_device()
+        for n_frames in (4, 2, 0):
+            scorer.enqueue(features.address, None, n_frames)
+            scorer.results()
+            assert [scorer.verdict(index).decision for index in range(n_frames)].count(Decision.INVALID) == 0
+            for index in (n_frames, -1):
+                with pytest.raises(ScoreError, match=f"index: expected 0 to {n_frames - 1}, a frame of the last batch"):
+                    scorer.verdict(index)
+
+
+def test_device_closes_after_a_fault(rng: np.random.Generator, install: Callable[[Driver], Binding]) -> None:
+    """A kernel's fault comes out of the next wait, also that of close(): the memory is given back all the same."""
+    driver = Driver()
+    install(driver)
+    scorer = CudaScorer(two_guards(rng), 50, memory="copied")
+
+    def fault() -> None:
+        raise DriverError("cuStreamSynchronize failed: an illegal memory access was encountered")
+
+    with scorer.device.current():
+        scorer.device.pycuda_stream.put(fault)
+    with pytest.raises(ScoreError, match="illegal memory access"):
+        scorer.close()
+    scorer.close()
+    assert not any(isinstance(memory, Allocation) for memory in driver.live.values())
+    assert driver.stack() == []
+
+
 def test_nothing_of_the_device_stays_after_close(
     rng: np.random.Generator, install: Callable[[Driver], Binding]
 ) -> None:
@@ -272,6 +308,7 @@ def test_options_are_checked_first(rng: np.random.Generator) -> None:
 
 def test_real_binding_reports_a_missing_gpu_as_a_status() -> None:
     binding = pytest.importorskip("inflight_edge.scoring._cuda", reason="the CUDA binding was not built (no nvcc)")
+    assert binding.preprocess(0, 0, 0, 0) == 1
     assert binding.groups(0, 10, 10) == 2
     assert binding.groups(1, 10, 10) == 1
     assert binding.groups(2, 10, 30) == 10

@@ -10,7 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cuda_cases import CSRC, HOST, WARNINGS, Case, compile_checked, compile_host, run_host, run_raw
+from cuda_cases import (
+    CSRC,
+    HOST,
+    WARNINGS,
+    Case,
+    barriers,
+    compile_checked,
+    compile_fibers,
+    compile_threads,
+    run_host,
+    run_raw,
+)
 from guards import random_features, random_guard
 
 from inflight_edge.guard import KINDS, MAX_FEATURES, FloatArray, Guard, Kind
@@ -25,30 +36,17 @@ TOLERANCE = 1e-5
 SIZES = [1, 31, 32, 33, 129, 1280]
 
 
-def sanitiser_works(folder: Path, *flags: str) -> bool:
-    probe = folder / "probe.c"
-    probe.write_text("int main(void) { return 0; }\n")
-    command = ["gcc", *flags, str(probe), "-o", str(folder / "probe")]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        return False
-    return subprocess.run([folder / "probe"], capture_output=True, check=False).returncode == 0
-
-
 @pytest.fixture(scope="module")
 def fibers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The scorer on the CPU, a block's threads as fibers, under AddressSanitizer and UBSan where there are such."""
-    folder = tmp_path_factory.mktemp("fibers")
-    sanitisers = ["-fsanitize=address,undefined", "-fsanitize-sections=cuda_shared", "-fno-sanitize-recover=all"]
-    return compile_host(folder / "main", "-O2", "-g", *(sanitisers if sanitiser_works(folder, sanitisers[0]) else []))
+    return compile_fibers(tmp_path_factory.mktemp("fibers"))
 
 
 @pytest.fixture(scope="module")
 def threads(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One system thread per CUDA thread, 64 in a block, under ThreadSanitizer."""
-    folder = tmp_path_factory.mktemp("threads")
-    if not sanitiser_works(folder, "-fsanitize=thread"):
+    program = compile_threads(tmp_path_factory.mktemp("threads"))
+    if program is None:
         pytest.skip("ThreadSanitizer is missing or cannot run here")
-    return compile_host(folder / "main", "-O1", "-g", "-fsanitize=thread", "-DCUDA_HOST_THREADS", "-DIFE_CUDA_BLOCK=64")
+    return program
 
 
 def frames_of_all_kinds(rng: np.random.Generator, guard: Guard) -> FloatArray:
@@ -257,14 +255,13 @@ def test_no_data_race_between_the_threads_of_a_block(rng: np.random.Generator, t
 
 
 def test_every_barrier_is_needed_and_its_absence_is_reported(rng: np.random.Generator, threads: Path) -> None:
-    lines = (CSRC / "score_cuda.cu").read_text().splitlines()
-    barriers = [n for n, line in enumerate(lines, 1) if "__syncthreads();" in line and "between blocks" not in line]
-    assert len(barriers) == 7
+    places = barriers("score_cuda.cu", "reduce_cuda.h", "verdict_cuda.h")
+    assert len(places) == 7
     unnoticed = []
-    for number in barriers:
-        done = run_raw(threads, thread_cases(rng), CUDA_HOST_SKIP=str(number), TSAN_OPTIONS="halt_on_error=1")
+    for place in places:
+        done = run_raw(threads, thread_cases(rng), CUDA_HOST_SKIP=place, TSAN_OPTIONS="halt_on_error=1")
         if done.returncode == 0 or b"ThreadSanitizer: data race" not in done.stderr:
-            unnoticed.append((number, lines[number - 1]))
+            unnoticed.append(place)
     assert unnoticed == []
 
 

@@ -24,7 +24,9 @@ for architecture in (87, 90):
                     "sha256": hashlib.sha256(cubin).hexdigest(),
                     "target": next(line for line in ptx.splitlines() if line.startswith(".target")),
                     "parameters": sum(".param ." in line for line in ptx.split(")")[0].splitlines()),
-                    "exact_division": "div.rn.f32" in ptx and "div.full" not in ptx and "div.approx" not in ptx,
+                    "exact_division": ("div.rn.f32" in ptx or "rcp.rn.f32" in ptx)
+                    and "div.full" not in ptx
+                    and "div.approx" not in ptx,
                 }
             )
         )
