@@ -16,8 +16,8 @@ __all__ = ["open_folder", "read_regular", "write_folder"]
 
 
 @contextmanager
-def open_folder(path: Path, names: frozenset[str]) -> Iterator[int]:
-    """File descriptor of the folder ``path``, which must hold exactly ``names``.
+def open_folder(path: Path, names: frozenset[str], optional: frozenset[str] = frozenset()) -> Iterator[int]:
+    """File descriptor of the folder ``path``, which must hold ``names``, may hold ``optional``, and nothing else.
 
     ``path`` itself may be a symbolic link; what lies inside is opened relative to the descriptor, so that a
     folder exchanged in the meantime cannot mix two bundles.  Raises BundleError.
@@ -30,7 +30,7 @@ def open_folder(path: Path, names: frozenset[str]) -> Iterator[int]:
         found = frozenset(os.listdir(folder))
         if missing := sorted(names - found):
             raise BundleError(f"{path}: expected the file {missing[0]}, got none; copy the whole bundle again")
-        if extra := sorted(found - names):
+        if extra := sorted(found - names - optional):
             raise BundleError(f"{path}: expected only {', '.join(sorted(names))}, got {extra[0]!r} too; remove it")
         yield folder
     finally:
@@ -65,11 +65,13 @@ def read_regular(folder: int, where: Path, limit: int) -> bytes:
     return data
 
 
-def write_folder(path: Path, files: Mapping[str, bytes], *, overwrite: bool) -> None:
+def write_folder(
+    path: Path, files: Mapping[str, bytes], *, overwrite: bool, optional: frozenset[str] = frozenset()
+) -> None:
     """Write ``files`` (name to content) as the folder ``path``: all of them, on the disk, or nothing.
 
-    An existing folder is replaced only with ``overwrite`` and only when it holds nothing but such files; it is
-    moved aside first and moved back on failure.  Raises BundleError.
+    An existing folder is replaced only with ``overwrite`` and only when it holds nothing but such files, or
+    ``optional`` ones; it is moved aside first and moved back on failure.  Raises BundleError.
     """
     if os.path.lexists(path) and not overwrite:
         raise BundleError(f"{path}: expected no such file or folder, got one; choose another name or ask to overwrite")
@@ -78,7 +80,7 @@ def write_folder(path: Path, files: Mapping[str, bytes], *, overwrite: bool) -> 
     new, old = (target.parent / f".{target.name}.{token}.{part}" for part in ("new", "old"))
     try:
         if os.path.lexists(target):
-            _check_replaceable(target, frozenset(files))
+            _check_replaceable(target, frozenset(files) | optional)
         try:
             os.mkdir(new)
             for name, data in files.items():

@@ -264,7 +264,7 @@ def test_nothing_non_finite_ever_passes(detector: Detector, features: list[float
 
 
 def test_unknown_engine_and_scorer_are_named() -> None:
-    with pytest.raises(OptionError, match="engine: expected one of onnxruntime, got 'tflite'"):
+    with pytest.raises(OptionError, match="engine: expected one of onnxruntime, openvino, tensorrt, got 'tflite'"):
         Detector(tiny_bundle(), engine="tflite")
     with pytest.raises(OptionError, match="backend: expected one of auto, cpu, cuda, triton, reference, got 'gpu'"):
         Detector(tiny_bundle(), scorer="gpu")  # type: ignore[arg-type]

@@ -116,10 +116,12 @@ LAYERS = (
     {"errors"},
     {"colour", "uri"},
     {"guard", "preprocess", "verdict", "_optional"},
+    {"_layout"},
     {"_strict", "_files", "_contents", "engines", "scoring", "images", "doctor", "latency"},
     {"bundle"},
+    {"runtime"},
     {"detector", "environment", "events"},
-    {"bench", "verify", "sources", "sinks"},
+    {"bench", "verify", "compile", "report", "sources", "sinks"},
 )
 
 

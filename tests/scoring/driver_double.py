@@ -96,6 +96,40 @@ class Stream:
             work()
 
 
+class Event:
+    """What is recorded is done when the stream's work before it has been run."""
+
+    def __init__(self, driver: Driver, flags: int) -> None:
+        driver.check_current()
+        assert type(flags) is int
+        self._driver, self.flags, self.waits = driver, flags, {"synchronize": 0, "query": 0}
+        self._stream: Stream | None = None
+        self._done = True
+
+    def record(self, stream: Stream) -> None:
+        self._stream, self._done = stream, False
+        stream.put(self._finish)
+
+    def _finish(self) -> None:
+        self._done = True
+
+    def synchronize(self) -> None:
+        self._driver.check_current()
+        self.waits["synchronize"] += 1
+        while not self._done:
+            assert self._stream is not None
+            self._stream.queue.pop(0)()
+
+    def query(self) -> bool:
+        """One piece of work is done per look."""
+        self._driver.check_current()
+        self.waits["query"] += 1
+        if not self._done:
+            assert self._stream is not None
+            self._stream.queue.pop(0)()
+        return self._done
+
+
 class Function:
     """A kernel of the Triton language from a cubin: computes what the kernel of that kind would."""
 
@@ -147,12 +181,14 @@ class Driver:
     Error = DriverError
     host_alloc_flags = SimpleNamespace(DEVICEMAP=2)
     device_attribute = SimpleNamespace(INTEGRATED="integrated")
+    event_flags = SimpleNamespace(BLOCKING_SYNC=1, DISABLE_TIMING=2)
 
     def __init__(self, *, integrated: bool = False, devices: int = 1, capability: tuple[int, int] = (8, 7)) -> None:
         self.capability = capability
         self.library: ctypes.CDLL | None = None
         self.cubins: dict[bytes, int] = {}
         self.integrated, self.devices = integrated, devices
+        self.name = "Double of a GPU"
         self.memory_limit = 1 << 30
         self.live: dict[int, Allocation | Pinned] = {}
         self.streams: dict[int, Stream] = {}
@@ -182,6 +218,7 @@ class Driver:
         return SimpleNamespace(
             retain_primary_context=self._retain,
             get_attribute={"integrated": int(self.integrated)}.__getitem__,
+            name=lambda: self.name,
             compute_capability=lambda: self.capability,
         )
 
@@ -195,6 +232,9 @@ class Driver:
 
     def Stream(self) -> Stream:  # noqa: N802  pycuda's name
         return Stream(self)
+
+    def Event(self, flags: int) -> Event:  # noqa: N802  pycuda's name
+        return Event(self, flags)
 
     def mem_alloc(self, n_bytes: int) -> Allocation:
         return Allocation(self, n_bytes)
