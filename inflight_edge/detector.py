@@ -122,7 +122,7 @@ class Detector:
             try:
                 batch = np.stack(list(inputs.values()))
                 if self.judge is not None:
-                    judged = map(self._as_asked, self.judge(batch))
+                    judged = map(self.as_asked, self.judge(batch))
                     return [(verdicts | dict(zip(inputs, judged, strict=True)))[i] for i in range(len(frames))]
                 logits, features = self.engine.run(batch)
                 for name, array in (("logits", logits), ("features", features)):
@@ -141,7 +141,7 @@ class Detector:
         except (InflightError, MemoryError) as error:
             return _invalid(_text(error))
 
-    def _as_asked(self, verdict: Verdict) -> Verdict:
+    def as_asked(self, verdict: Verdict) -> Verdict:
         """An engine's verdict, by the limit and with the log-likelihoods that were asked for."""
         if verdict.decision in (Decision.ACCEPT, Decision.TRIGGER) and verdict.predicted is not None:
             guard = self.guards[verdict.predicted].guard

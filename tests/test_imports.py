@@ -121,7 +121,9 @@ LAYERS = (
     {"bundle"},
     {"runtime"},
     {"detector", "environment", "events"},
-    {"bench", "verify", "compile", "report", "sources", "sinks"},
+    {"bench", "verify", "sources", "sinks"},
+    {"compile"},
+    {"report"},
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ class OpenVinoEngine:
             declared = [[_declared(port) for port in ports] for ports in (network.inputs, network.outputs)]
             self._signature = Signature.of(*declared)
             self._compiled = runtime.Core().compile_model(network, "CPU", options)
+            self._local = threading.local()
             self._outputs = [self._compiled.output(name) for name in OUTPUTS]
         except RuntimeError as error:
             raise EngineError(f"model: expected an ONNX file, got {line(error)}; export it again") from error
@@ -54,13 +56,17 @@ class OpenVinoEngine:
 
     def _call(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         try:
-            # A request of its own per call: threads may call at once, and its outputs belong to nobody else.
-            request = self._compiled.create_infer_request()
-            results = request.infer({self._signature.input_name: np.ascontiguousarray(batch)})
-            logits, features = (np.array(results[port]) for port in self._outputs)
+            results = self._request().infer({self._signature.input_name: np.ascontiguousarray(batch)})
+            logits, features = (np.array(results[port]) for port in self._outputs)  # the next call overwrites its own
         except RuntimeError as error:
             raise EngineError(f"openvino failed on a batch {batch.shape}: {line(error)}") from error
         return logits, features
+
+    def _request(self) -> Any:
+        """Each thread has a request of its own: one cannot be called by two."""
+        if not hasattr(self._local, "request"):
+            self._local.request = self._compiled.create_infer_request()
+        return self._local.request
 
 
 def _declared(port: Any) -> Declared:
