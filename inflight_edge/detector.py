@@ -122,8 +122,8 @@ class Detector:
             try:
                 batch = np.stack(list(inputs.values()))
                 if self.judge is not None:
-                    judged = map(self.as_asked, self.judge(batch))
-                    return [(verdicts | dict(zip(inputs, judged, strict=True)))[i] for i in range(len(frames))]
+                    verdicts |= dict(zip(inputs, map(self.as_asked, self.judge(batch)), strict=True))
+                    return [verdicts[i] for i in range(len(frames))]
                 logits, features = self.engine.run(batch)
                 for name, array in (("logits", logits), ("features", features)):
                     if array.ndim != 2 or array.shape[0] != len(inputs):

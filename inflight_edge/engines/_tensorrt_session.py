@@ -7,7 +7,6 @@ compute.  It has not run on a device.
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -128,7 +127,6 @@ class Session:
             if not isinstance(error, DependencyError):
                 self._enqueue()  # raises when the stream is lost: then there is nothing to fall back to
                 self._wait()
-            warnings.warn(f"tensorrt: no CUDA graph, each piece is enqueued by itself: {reason}", stacklevel=2)
             return reason
         return ""
 

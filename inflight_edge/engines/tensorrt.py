@@ -6,6 +6,7 @@ Checked through doubles of TensorRT and of the driver that compute.  It has not 
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -66,6 +67,9 @@ class TensorRtEngine:
             raise
         self._signature = self._session.signature
         self.why_no_graph = self._session.why_no_graph
+        if graph and self.why_no_graph:
+            text = f"tensorrt: no CUDA graph, each piece is enqueued by itself: {self.why_no_graph}"
+            warnings.warn(text, stacklevel=2)
         self.batch_size = self._signature.batch_size
         self.input_shape = self._signature.input_shape
         self.n_classes, self.n_features = self._signature.n_classes, self._signature.n_features

@@ -19,6 +19,8 @@ from cuda_cases import CSRC, FMA, HOST, WARNINGS, compile_checked
 
 from inflight_edge.scoring.cuda import GUARD, OUT, PARAMS, VERDICT
 
+_ALIGNMENT = 256  # as cudaMalloc promises
+
 
 class DriverError(Exception):
     """pycuda.driver.Error."""
@@ -42,7 +44,8 @@ class Allocation:
             raise DriverError("cuMemAlloc failed: out of memory")
         driver.check_current()
         self._driver = driver
-        self.bytes = np.full(n_bytes, 0xFF, np.uint8)
+        raw = np.full(n_bytes + _ALIGNMENT, 0xFF, np.uint8)
+        self.bytes = raw[-raw.ctypes.data % _ALIGNMENT :][:n_bytes]
         self.address = self.bytes.ctypes.data
         driver.live[self.address] = self
 
@@ -69,7 +72,10 @@ class Pinned(ctypes.Structure):
 def pinned(driver: Driver, n_bytes: int, mapped: bool) -> Pinned:
     driver.check_current()
     fields = [("bytes", ctypes.c_uint8 * n_bytes)]
-    made: Pinned = type("PinnedArray", (Pinned,), {"_fields_": fields, "driver": driver, "mapped": mapped})()
+    kind: type[Pinned] = type("PinnedArray", (Pinned,), {"_fields_": fields, "driver": driver, "mapped": mapped})
+    raw = bytearray(n_bytes + _ALIGNMENT)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(raw))
+    made = kind.from_buffer(raw, -start % _ALIGNMENT)
     driver.live[ctypes.addressof(made)] = made
     return made
 
