@@ -123,6 +123,10 @@ def _parser() -> argparse.ArgumentParser:
         "--report", type=Path, metavar="FILE", default=Path("inflight-edge-report.json"), help="of --run (%(default)s)"
     )
 
+    doctor.add_argument(
+        "--frames", type=int, default=500, metavar="N", help="frames that --run times (default %(default)s)"
+    )
+
     bench = _add(commands, "bench", "latency per stage on this machine", "device", "bench")
     bench.add_argument("bundle", type=Path, metavar="BUNDLE")
     bench.add_argument("--frames", type=int, default=10000, metavar="N", help="frames to time (default %(default)s)")

@@ -139,7 +139,7 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def _run_report(options: argparse.Namespace) -> int:
-    report = write_report(options.run_bundle, options.report)
+    report = write_report(options.run_bundle, options.report, n_frames=options.frames)
     if options.json:
         print(json.dumps(report, indent=1))
     else:
