@@ -17,7 +17,7 @@ Install = Callable[..., TensorRt]
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     if shutil.which("g++") is None:
         pytest.skip("needs g++ to run the CUDA scorer on the CPU")
-    return compile_library(tmp_path_factory.mktemp("library") / "score_cuda.so")
+    return compile_library(tmp_path_factory.mktemp("library") / "score_cuda.so", block=32)
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def gpu(
     monkeypatch.setenv("INFLIGHT_EDGE_PLANS", str(tmp_path_factory.mktemp("plans") / "here"))
 
     def put(driver: Driver | None = None, *, version: str = "10.3.0", binding: bool = True) -> TensorRt:
-        driver = driver or Driver(integrated=True)
+        driver = driver or Driver(integrated=True, capability=(11, 0))
         double = TensorRt(driver, version)
         monkeypatch.setitem(sys.modules, "pycuda", SimpleNamespace(driver=driver))
         monkeypatch.setitem(sys.modules, "pycuda.driver", driver)

@@ -120,7 +120,7 @@ def test_a_frame_is_one_launch_of_a_graph(gpu: Install) -> None:
 
 @pytest.mark.parametrize(("wait", "flags"), [("blocking", 3), ("spin", 2)])
 def test_waiting_is_what_was_asked_for(gpu: Install, monkeypatch: pytest.MonkeyPatch, wait: Wait, flags: int) -> None:
-    driver = Driver(integrated=True)
+    driver = Driver(integrated=True, capability=(11, 0))
     gpu(driver)
     made = []
     event = driver.Event
@@ -151,7 +151,7 @@ def test_any_number_of_threads_may_call(gpu: Install) -> None:
 
 
 def test_nothing_stays_on_the_gpu_and_a_closed_engine_says_so(gpu: Install) -> None:
-    driver = Driver()
+    driver = Driver(capability=(11, 0))
     gpu(driver)
     engine = guarded(tiny_bundle(), memory="copied")
     assert any(isinstance(memory, Allocation) for memory in driver.live.values())
@@ -199,7 +199,7 @@ def test_a_plan_that_does_not_load_says_why(gpu: Install) -> None:
 
 
 def test_no_memory_on_the_gpu(gpu: Install) -> None:
-    driver = Driver()
+    driver = Driver(capability=(11, 0))
     library = gpu(driver)
     plan = built(tiny_model())
     library.needed_memory = driver.memory_limit + 1

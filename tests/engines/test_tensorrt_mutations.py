@@ -140,7 +140,7 @@ def mutant(module: ModuleType, old: str, new: str) -> ModuleType:
 
 def exercise(gpu: Install, memory: Memory, graph: bool) -> None:
     """Compile and run as in flight; fails when anything is not as it should be."""
-    driver = Driver()
+    driver = Driver(capability=(11, 0))
     library = gpu(driver)
     bundle = tiny_bundle()
     plan = _tensorrt_build.__dict__["build_plan"] and built(bundle.model, 2)
