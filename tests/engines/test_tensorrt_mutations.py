@@ -4,41 +4,53 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
-from bundles import tiny_bundle
-from driver_double import Driver
+from bundles import tiny_bundle, tiny_model
+from driver_double import Driver, Pinned
 from tensorrt_double import TensorRt
-from test_tensorrt import built
 
-from inflight_edge import Detector
+from inflight_edge import Bundle, Detector
 from inflight_edge.engines import _tensorrt_build, _tensorrt_session, tensorrt
+from inflight_edge.engines._tensorrt_build import BuildOptions
 from inflight_edge.engines.tensorrt import TensorRtEngine
-from inflight_edge.scoring.device import Memory
+from inflight_edge.errors import EngineError
+from inflight_edge.scoring.device import Device, Memory
 
 Install = Callable[..., TensorRt]
 
+_SCORED = "self._features.address, self._logits.address, self._input.host.shape[0]"
 # What is replaced, by what.
-SESSION = {
+Change = tuple[str, str]
+SESSION: dict[str, Change | list[Change]] = {
     "input copied after the engine": (
         "            self._input.to_device()\n            if not self._context.execute_async_v3(self._device.stream):",
         "            ok = self._context.execute_async_v3(self._device.stream)\n            self._input.to_device()\n"
         "            if not ok:",
     ),
     "input never copied": ("            self._input.to_device()\n", ""),
-    "results copied before the engine": (
-        "            self._input.to_device()\n",
-        "            self._input.to_device()\n            self._logits.to_host()\n",
-    ),
+    "results copied before the engine": [
+        ("            self._logits.to_host()\n", ""),
+        (
+            "            self._input.to_device()\n",
+            "            self._input.to_device()\n            self._logits.to_host()\n",
+        ),
+    ],
     "features not copied back": ("            self._features.to_host()\n", ""),
-    "scorer before the engine": (
-        "            self._input.to_device()\n",
-        "            self._input.to_device()\n            if self._scorer is not None:\n"
-        "                self._scorer.enqueue(self._features.address, self._logits.address, self._input.host.shape[0])\n",
-    ),
+    "scorer before the engine": [
+        ("            if self._scorer is not None:\n                self._scorer.enqueue(" + _SCORED + ")\n", ""),
+        (
+            "            self._input.to_device()\n",
+            "            self._input.to_device()\n            if self._scorer is not None:\n"
+            "                self._scorer.enqueue(" + _SCORED + ")\n",
+        ),
+    ],
     "no wait for the answer": (
         "        self._launch()\n        self._wait()\n        scorer =",
         "        self._launch()\n        scorer =",
@@ -114,7 +126,7 @@ SESSION = {
     ),
     "batch that runs as another size": ("self._input.host.shape[0])", "1)"),
 }
-BUILD = {
+BUILD: dict[str, Change | list[Change]] = {
     "not strongly typed": ("1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)", "0"),
     "flag not shifted": (
         "1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)",
@@ -128,63 +140,84 @@ BUILD = {
 }
 
 
-def mutant(module: ModuleType, old: str, new: str) -> ModuleType:
-    """The module with one change."""
+def mutant(module: ModuleType, changes: Change | list[Change]) -> ModuleType:
+    """The module with one mistake."""
     path = Path(str(module.__file__))
     text = path.read_text()
-    assert text.count(old) == 1, f"{path.name} has {text.count(old)} of: {old}"
+    for old, new in [changes] if isinstance(changes, tuple) else changes:
+        assert text.count(old) == 1, f"{path.name} has {text.count(old)} of: {old}"
+        text = text.replace(old, new)
     made = ModuleType(module.__name__)
-    exec(compile(text.replace(old, new), str(path), "exec"), made.__dict__)
+    exec(compile(text, str(path), "exec"), made.__dict__)
     return made
 
 
-def exercise(gpu: Install, memory: Memory, graph: bool) -> None:
-    """Compile and run as in flight; fails when anything is not as it should be."""
-    driver = Driver(capability=(11, 0))
-    library = gpu(driver)
+def bundle_of_unlike_outputs() -> Bundle:
+    """The tiny bundle with logits twice the features, so that one cannot pass for the other."""
+    model = onnx.load_from_string(tiny_model())
+    weights = 2 * onnx.numpy_helper.to_array(model.graph.initializer[1])
+    model.graph.initializer[1].CopyFrom(onnx.numpy_helper.from_array(weights, "to_logits"))
     bundle = tiny_bundle()
-    plan = _tensorrt_build.__dict__["build_plan"] and built(bundle.model, 2)
-    assert not any(config.flags for config in library.configs)
+    test = bundle.self_test
+    doubled = replace(test, logits=2 * test.logits)
+    return replace(bundle, model=bytes(model.SerializeToString()), self_test=doubled)
+
+
+def build(model: bytes, **options: Any) -> bytes:
+    device = Device()
+    try:
+        plan: bytes = _tensorrt_build.build_plan(model, device, BuildOptions(**options), b"")[0]
+        return plan
+    finally:
+        device.close()
+
+
+def exercise(gpu: Install, memory: Memory, graph: bool, eager: bool) -> None:
+    """Build and run as in flight, on a GPU that is slow or quick; fails when anything is not as it should be."""
+    driver = Driver(capability=(11, 0))
+    driver.eager = eager
+    library = gpu(driver)
+    bundle = bundle_of_unlike_outputs()
+    plan = build(bundle.model, batch=2)
+    assert not any(config.flags for config in library.configs), "TF32"
     frames = list(bundle.self_test.frames)
     with TensorRtEngine(plan, guards=bundle.guards, n_classes=4, memory=memory, graph=graph) as engine:
         detector = Detector(bundle, engine=engine)
         for order in (frames, frames[::-1], frames[1:4]):
             batch = np.stack([bundle.preprocess(frame) for frame in order])
             logits, features = engine.run(batch)
-            np.testing.assert_array_equal(logits, batch.reshape(-1, 4))
+            np.testing.assert_array_equal(logits, 2 * batch.reshape(-1, 4))
             np.testing.assert_array_equal(features, batch.reshape(-1, 4))
             expected = Detector(bundle, scorer="reference").run(order)
             assert [v.decision for v in detector.run(order)] == [v.decision for v in expected]
-        library.failing["run"] = True
-        if not graph:
-            assert not any(v.passes for v in detector.run(frames))
-            library.failing["run"] = False
-        else:  # a launch that does nothing gives no answer
+        if graph:  # a launch that does nothing gives no answer
             sys.modules["inflight_edge.scoring._cuda"].graph_launch = lambda graph, stream: 0  # type: ignore[attr-defined]
-            assert not any(v.passes for v in detector.run(frames[1:4]))
-    assert not driver.live or all(hasattr(memory, "mapped") for memory in driver.live.values())
+            if memory == "mapped":
+                assert not any(v.passes for v in detector.run(frames[1:4]))
+        else:
+            library.failing["run"] = True
+            assert not any(v.passes for v in detector.run(frames))
+    assert all(isinstance(memory, Pinned) for memory in driver.live.values()), "memory stays"
 
 
 def everything(gpu: Install) -> None:
-    for memory, graph in (("copied", True), ("mapped", False)):
-        exercise(gpu, memory, graph)  # type: ignore[arg-type]
-    junk = gpu()
-    junk.needed_workspace = 1 << 30
-    with pytest.raises(tensorrt.EngineError, match="TensorRT cannot build it"):
-        _build(b"", 1 << 20)
-    with pytest.raises(tensorrt.EngineError, match="TensorRT cannot read it"):
-        _build(b"junk", None)
+    exercise(gpu, "copied", graph=True, eager=False)
+    exercise(gpu, "copied", graph=False, eager=True)
+    exercise(gpu, "mapped", graph=True, eager=False)
+    gpu().needed_workspace = 1 << 30
+    with pytest.raises(EngineError, match="TensorRT cannot build it"):
+        build(tiny_model(), workspace=1 << 20)
+    with pytest.raises(EngineError, match="TensorRT cannot read it"):
+        build(b"junk")
 
 
-def _build(model: bytes, workspace: int | None) -> None:
-    from inflight_edge.scoring.device import Device
-
-    options = _tensorrt_build.BuildOptions(workspace=workspace)
-    device = Device()
+def caught(gpu: Install) -> str:
+    """How the mistake shows: an assertion of the double, a refusal, a wrong answer; "" when it does not."""
     try:
-        sys.modules["test_tensorrt"].build_plan(model or tiny_bundle().model, device, options, b"")  # type: ignore[attr-defined]
-    finally:
-        device.close()
+        everything(gpu)
+    except Exception as error:  # noqa: BLE001  whatever it is, it is seen
+        return type(error).__name__
+    return ""
 
 
 def test_without_a_mistake_everything_passes(gpu: Install) -> None:
@@ -193,15 +226,11 @@ def test_without_a_mistake_everything_passes(gpu: Install) -> None:
 
 @pytest.mark.parametrize("mistake", SESSION)
 def test_mistake_in_the_session_is_caught(gpu: Install, monkeypatch: pytest.MonkeyPatch, mistake: str) -> None:
-    monkeypatch.setattr(tensorrt, "Session", mutant(_tensorrt_session, *SESSION[mistake]).Session)
-    with pytest.raises((AssertionError, Exception)):
-        everything(gpu)
+    monkeypatch.setattr(tensorrt, "Session", mutant(_tensorrt_session, SESSION[mistake]).Session)
+    assert caught(gpu)
 
 
 @pytest.mark.parametrize("mistake", BUILD)
 def test_mistake_in_the_build_is_caught(gpu: Install, monkeypatch: pytest.MonkeyPatch, mistake: str) -> None:
-    made = mutant(_tensorrt_build, *BUILD[mistake])
-    monkeypatch.setattr("test_tensorrt.build_plan", made.build_plan)
-    monkeypatch.setattr("test_tensorrt.BuildOptions", made.BuildOptions)
-    with pytest.raises((AssertionError, Exception)):
-        everything(gpu)
+    monkeypatch.setattr(_tensorrt_build, "build_plan", mutant(_tensorrt_build, BUILD[mistake]).build_plan)
+    assert caught(gpu)

@@ -92,7 +92,10 @@ class Stream:
 
     def put(self, work: Callable[[], None]) -> None:
         self._driver.check_current()
-        (self.queue if self.capturing is None else self.capturing).append(work)
+        if self._driver.eager and self.capturing is None:
+            work()
+        else:
+            (self.queue if self.capturing is None else self.capturing).append(work)
 
     def synchronize(self) -> None:
         self._driver.check_current()
@@ -196,6 +199,7 @@ class Driver:
         self.cubins: dict[bytes, int] = {}
         self.integrated, self.devices = integrated, devices
         self.name = "Double of a GPU"
+        self.eager = False  # work is done as soon as it is put on a stream, not when somebody waits: both happen
         self.memory_limit = 1 << 30
         self.live: dict[int, Allocation | Pinned] = {}
         self.streams: dict[int, Stream] = {}
