@@ -26,7 +26,17 @@ NAMES = json.loads((ROOT / "tests" / "contracts" / "tensorrt_names.json").read_t
 STUB = ast.parse((ROOT / "typings" / "tensorrt" / "__init__.pyi").read_text())
 WHEELS = {"10.3": "10.3.0", "10.13": "10.13.3.9", "10.16": "10.16.1.11", "11.4": "11.4.0.106"}
 versions = pytest.mark.parametrize("version", NAMES)
-SYMBOLS = ["createInferBuilder_INTERNAL", "createInferRefitter_INTERNAL", "createInferRuntime_INTERNAL", "getBuilderPluginRegistry", "createNvOnnxParserRefitter_INTERNAL", "createNvOnnxParser_INTERNAL", "getNvOnnxParserVersion", "getPluginRegistry", "initLibNvInferPlugins"]
+SYMBOLS = (
+    "createInferBuilder_INTERNAL",
+    "createInferRefitter_INTERNAL",
+    "createInferRuntime_INTERNAL",
+    "createNvOnnxParserRefitter_INTERNAL",
+    "createNvOnnxParser_INTERNAL",
+    "getBuilderPluginRegistry",
+    "getNvOnnxParserVersion",
+    "getPluginRegistry",
+    "initLibNvInferPlugins",
+)
 # What the code takes for an answer of yes or no.
 ANSWERS = {
     "IExecutionContext": ("set_input_shape", "set_tensor_address", "execute_async_v3"),
