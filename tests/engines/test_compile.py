@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from bundles import tiny_bundle, tiny_model, written
 from driver_double import Driver
 from tensorrt_double import BuilderFlag, TensorRt
 
-from inflight_edge import Decision, Detector, read_bundle
+from inflight_edge import Decision, Detector, read_bundle, write_bundle
 from inflight_edge.cli import main
 from inflight_edge.compile import compile_bundle
 from inflight_edge.engines import EngineOptions
@@ -226,6 +227,37 @@ def test_without_gpu_or_library_verify_leaves_tensorrt_out(gpu: Install, path: P
     checks = [check for check in verify(path) if "tensorrt" in check.name]
     assert {check.name for check in checks} >= {"engine tensorrt: features", "frames to verdicts: tensorrt, cuda"}
     assert all(check.passed for check in checks)
+
+
+def test_every_precision_of_a_trained_classifier_compiles(gpu: Install, tmp_path: Path) -> None:
+    """The double holds quantised networks to what TensorRT takes: int8 zero points of 0, no int32 bias."""
+    import poisoned  # trains a classifier with torch, which the device's tests do without
+
+    gpu()
+    bundle = poisoned.bundle_of_precisions()
+    write_bundle(bundle, tmp_path / "bundle")
+    frames = [*np.asarray(poisoned.poisoned().test.images)[:5], *np.asarray(poisoned.poisoned().triggered.images)[:5]]
+    for precision in bundle.precisions:
+        compiled = compile_bundle(tmp_path / "bundle", precision=precision)
+        assert compiled.identity.precision == precision
+        detector = load(tmp_path / "bundle", precision=precision)
+        expected = Detector(bundle.at(precision)).run(frames)
+        assert [v.decision for v in detector.run(frames)] == [v.decision for v in expected]
+    assert len(list(plans_folder().glob("*.plan"))) == 3
+
+
+def test_asymmetric_int8_is_refused_in_one_line(gpu: Install, tmp_path: Path) -> None:
+    import poisoned
+
+    gpu()
+    bundle = poisoned.bundle_of_precisions()
+    proto = onnx.load_from_string(bundle.at("int8").model)
+    zero = next(t for t in proto.graph.initializer if t.name == "input_zero_point")
+    zero.CopyFrom(onnx.numpy_helper.from_array(np.int8(3), zero.name))
+    broken = replace(bundle.variants["int8"], model=proto.SerializeToString())
+    write_bundle(replace(bundle, variants={"int8": broken}), tmp_path / "bundle")
+    with pytest.raises(EngineError, match=r"TensorRT cannot read it: .*zero point of QuantizeLinear must be 0 in int8"):
+        compile_bundle(tmp_path / "bundle", precision="int8")
 
 
 def test_command_compiles_and_scores(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,7 @@ import numpy as np
 import poisoned
 import pytest
 
-from inflight_edge import Bundle, Detector, write_bundle
-from inflight_edge.calibration.calibrate import calibrate
+from inflight_edge import Detector, write_bundle
 from inflight_edge.compile import compile_bundle
 from inflight_edge.engines import EngineOptions
 from inflight_edge.engines._tensorrt_library import load_tensorrt
@@ -33,22 +31,16 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFacto
     monkeypatch.setenv("INFLIGHT_EDGE_PLANS", str(tmp_path_factory.mktemp("plans")))
 
 
-@functools.cache
-def bundle() -> Bundle:
-    case = poisoned.classifier(), poisoned.poisoned().defence, poisoned.inspected()
-    return calibrate(*case, precisions=("fp16", "int8"), progress=False)
-
-
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_plan_passes_the_self_test_and_gives_the_cpus_verdicts(tmp_path: Path, precision: str) -> None:
-    write_bundle(bundle(), tmp_path / "bundle")
+    write_bundle(poisoned.bundle_of_precisions(), tmp_path / "bundle")
     compiled = compile_bundle(tmp_path / "bundle", precision=precision)
     print(f"{precision}: {compiled.report}, {compiled.seconds:.1f} s")
     frames = [
         *np.asarray(poisoned.poisoned().test.images)[:200],
         *np.asarray(poisoned.poisoned().triggered.images)[:200],
     ]
-    expected = Detector(bundle().at(precision)).run(frames)
+    expected = Detector(poisoned.bundle_of_precisions().at(precision)).run(frames)
     for scorer in ("cpu", "cuda"):
         got = Detector.load(tmp_path / "bundle", engine="tensorrt", precision=precision, scorer=scorer).run(frames)
         same = np.mean([a.decision is b.decision for a, b in zip(got, expected, strict=True)])
@@ -59,7 +51,7 @@ def test_plan_passes_the_self_test_and_gives_the_cpus_verdicts(tmp_path: Path, p
 @pytest.mark.parametrize("wait", ["blocking", "spin"])
 @pytest.mark.parametrize("graph", [True, False])
 def test_every_mode_gives_the_same_answers(tmp_path: Path, memory: Any, wait: Any, graph: bool) -> None:
-    write_bundle(bundle(), tmp_path / "bundle")
+    write_bundle(poisoned.bundle_of_precisions(), tmp_path / "bundle")
     compile_bundle(tmp_path / "bundle")
     options = EngineOptions(memory=memory, wait=wait, graph=graph)
     detector = Detector.load(tmp_path / "bundle", engine="tensorrt", options=options)
