@@ -62,6 +62,7 @@ _LIBRARIES = (
     ),
     ("safetensors", "safetensors", "reading and writing bundles", "pip install safetensors"),
     ("ONNX Runtime", "onnxruntime", "the classifier on the CPU", "pip install 'inflight-edge[onnxruntime]'"),
+    ("OpenVINO", "openvino", "the classifier on the CPU", "pip install 'inflight-edge[openvino]'"),
     ("Pillow", "PIL.Image", "reading image files", "pip install 'inflight-edge[camera]'"),
     (
         "TensorRT",
