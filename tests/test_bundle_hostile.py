@@ -146,7 +146,7 @@ BAD_MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     ),
     "no format": (drop("format"), "expected format 'inflight-edge-bundle', got NoneType None"),
     "newer": (
-        change("format_version", to=2),
+        change("format_version", to=3),
         "expected format_version 1 or 2, got 3; update inflight-edge or calibrate",
     ),
     "older": (change("format_version", to=0), "expected format_version 1 or 2, got 0"),
