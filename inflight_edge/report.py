@@ -18,7 +18,7 @@ from inflight_edge.doctor import examine
 from inflight_edge.engines.plans import plan_path
 from inflight_edge.environment import describe_environment
 from inflight_edge.errors import DependencyError, EngineError, InflightError, OptionError
-from inflight_edge.runtime import ENGINES
+from inflight_edge.runtime import ENGINES, close_engine
 from inflight_edge.scoring import Backend, available_backends
 from inflight_edge.verify import verify
 
@@ -65,6 +65,7 @@ def make_report(path: Path, *, n_frames: int = 500) -> dict[str, Any]:
                 continue
             ladder.append(_step(f"self-test: {name}", partial(_self_test, detector)))
             latency += _latency(name, detector, n_frames, ladder)
+            close_engine(detector.engine)
     return {
         "format": FORMAT,
         "format_version": 1,

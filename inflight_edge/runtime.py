@@ -13,7 +13,7 @@ from inflight_edge.engines.tensorrt import TensorRtEngine
 from inflight_edge.errors import BundleError, OptionError
 from inflight_edge.scoring.device import Device
 
-__all__ = ["ENGINES", "make_engine"]
+__all__ = ["ENGINES", "close_engine", "make_engine"]
 
 ENGINES = ("onnxruntime", "openvino", "tensorrt")
 
@@ -60,6 +60,12 @@ def make_engine(
         if got is not None and got != expected:
             raise BundleError(f"model.onnx: {what}: expected {expected} as in the bundle, got {got}; calibrate again")
     return engine
+
+
+def close_engine(engine: Engine) -> None:
+    """Free what an engine holds on a GPU; one on the CPU holds nothing."""
+    if isinstance(engine, TensorRtEngine):
+        engine.close()
 
 
 def _tensorrt(bundle: Bundle, options: EngineOptions, judging: bool) -> TensorRtEngine:

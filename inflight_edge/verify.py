@@ -14,7 +14,7 @@ from inflight_edge.detector import Detector
 from inflight_edge.engines import Engine
 from inflight_edge.errors import DependencyError, InflightError
 from inflight_edge.guard import FloatArray
-from inflight_edge.runtime import ENGINES, make_engine
+from inflight_edge.runtime import ENGINES, close_engine, make_engine
 from inflight_edge.scoring import Backend, available_backends
 from inflight_edge.verdict import Verdict
 
@@ -69,6 +69,7 @@ def _check_precision(bundle: Bundle) -> list[Check]:
         elif engine is not None:
             checks += _check_engine(bundle, engine)
             checks += [_check_path(bundle, engine, backend) for backend in backends]
+            close_engine(engine)
     if not any(engines):
         remedy = "pip install 'inflight-edge[onnxruntime]'"
         checks.append(Check("engine", False, f"expected an engine ({', '.join(ENGINES)}), got none here; {remedy}"))

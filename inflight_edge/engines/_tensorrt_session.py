@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,7 @@ class Session:
         _, self._log = load_tensorrt()
         self._wait_kind = wait
         self._graph: CudaGraph | None = None
+        self._event: Any = None
         self._scorer: CudaScorer | None = None
         self._runtime: trt.Runtime | None = None
         self._engine: trt.ICudaEngine | None = None
@@ -51,6 +52,7 @@ class Session:
         self._device = Device(index, memory)
         try:
             with self._device.current():
+                self._event = self._make_event()
                 self._load(plan)
                 self._allocate(guards, n_classes)
                 self._bind()
@@ -136,18 +138,18 @@ class Session:
         else:
             self._graph.launch()
 
+    def _make_event(self) -> Any:
+        flags = self._device.driver.event_flags
+        kinds: int = flags.DISABLE_TIMING | (flags.BLOCKING_SYNC if self._wait_kind == "blocking" else 0)
+        return self._device.driver.Event(kinds)
+
     def _wait(self) -> None:
-        driver = self._device.driver
-        flags = driver.event_flags.DISABLE_TIMING
-        if self._wait_kind == "blocking":
-            flags |= driver.event_flags.BLOCKING_SYNC
         with self._device.current():
-            event = driver.Event(flags)
-            event.record(self._device.pycuda_stream)
+            self._event.record(self._device.pycuda_stream)
             if self._wait_kind == "blocking":
-                event.synchronize()
+                self._event.synchronize()
             else:
-                while not event.query():
+                while not self._event.query():
                     time.sleep(0)  # lets other threads of Python run
 
     def run(self, batch: FloatArray) -> tuple[FloatArray, FloatArray, list[Verdict]]:
@@ -172,12 +174,10 @@ class Session:
         """Free everything, in the order of its making backwards; a second call does nothing."""
         try:
             self._drop_graph()
-            if self._context is not None:
+            if self._event is not None:
                 with self._device.current():
                     self._device.pycuda_stream.synchronize()
-                    self._context = None
-                    self._engine = None
-                    self._runtime = None
+                    self._event = self._context = self._engine = self._runtime = None
         finally:
             self._device.close()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -65,6 +66,8 @@ class TensorRtEngine:
             self._worker.shutdown()
             self._worker = None
             raise
+        # For one that nobody closed, before the driver ends with the process; no call is running then.
+        self._finalize = weakref.finalize(self, self._session.close)
         self._signature = self._session.signature
         self.why_no_graph = self._session.why_no_graph
         if graph and self.why_no_graph:
@@ -100,6 +103,7 @@ class TensorRtEngine:
         with self._lock:
             worker, self._worker = self._worker, None
         if worker is not None:
+            self._finalize.detach()
             try:
                 worker.submit(self._session.close).result()
             finally:

@@ -13,6 +13,7 @@ import ctypes
 import enum
 import json
 import weakref
+from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
 from typing import Any
 
@@ -376,6 +377,7 @@ class TensorRt:
 
     def __init__(self, driver: Driver, version: str = "10.3.0") -> None:
         self.__version__, self.driver = version, driver
+        self.__spec__ = ModuleSpec("tensorrt", None)  # libraries ask whether there is such a module
         self.needed_workspace = self.needed_memory = 0
         self.timing_hits = self.runs = 0
         self.configs: list[Config] = []

@@ -233,8 +233,8 @@ def test_every_precision_of_a_trained_classifier_compiles(gpu: Install, tmp_path
     """The double holds quantised networks to what TensorRT takes: int8 zero points of 0, no int32 bias."""
     import poisoned  # trains a classifier with torch, which the device's tests do without
 
-    gpu()
     bundle = poisoned.bundle_of_precisions()
+    gpu()
     write_bundle(bundle, tmp_path / "bundle")
     frames = [*np.asarray(poisoned.poisoned().test.images)[:5], *np.asarray(poisoned.poisoned().triggered.images)[:5]]
     for precision in bundle.precisions:
@@ -249,8 +249,8 @@ def test_every_precision_of_a_trained_classifier_compiles(gpu: Install, tmp_path
 def test_asymmetric_int8_is_refused_in_one_line(gpu: Install, tmp_path: Path) -> None:
     import poisoned
 
-    gpu()
     bundle = poisoned.bundle_of_precisions()
+    gpu()
     proto = onnx.load_from_string(bundle.at("int8").model)
     zero = next(t for t in proto.graph.initializer if t.name == "input_zero_point")
     zero.CopyFrom(onnx.numpy_helper.from_array(np.int8(3), zero.name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import warnings
@@ -127,7 +128,7 @@ def test_waiting_is_what_was_asked_for(gpu: Install, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(driver, "Event", lambda flags: made.append(event(flags)) or made[-1])
     with TensorRtEngine(built(tiny_model()), wait=wait) as engine:
         engine.run(images(1))
-    assert {one.flags for one in made} == {flags}
+    assert [one.flags for one in made] == [flags]
     kind = {"blocking": "synchronize", "spin": "query"}[wait]
     assert all(count == 0 for one in made for name, count in one.waits.items() if name != kind)
 
@@ -163,6 +164,17 @@ def test_nothing_stays_on_the_gpu_and_a_closed_engine_says_so(gpu: Install) -> N
     assert [t.name for t in threading.enumerate() if t.name.startswith("inflight-edge-tensorrt")] == []
     with pytest.raises(EngineError, match="tensorrt: expected an open engine, got one that was closed; make another"):
         engine.run(images(1))
+
+
+def test_an_engine_that_nobody_closed_is_freed_with_its_last_name(gpu: Install) -> None:
+    driver = Driver(capability=(11, 0))
+    gpu(driver)
+    engine = guarded(tiny_bundle(), memory="copied")
+    engine.judge(images(2))
+    del engine
+    gc.collect()
+    assert not any(isinstance(memory, Allocation) for memory in driver.live.values())
+    assert sys.modules["inflight_edge.scoring._cuda"].graphs == {}  # type: ignore[attr-defined]
 
 
 def test_a_capture_that_fails_is_told_and_the_work_goes_on_without(gpu: Install) -> None:

@@ -65,8 +65,8 @@ SESSION: dict[str, Change | list[Change]] = {
         "execute_async_v3(int(self._device.driver.Stream().handle))",
     ),
     "event on another stream": (
-        "event.record(self._device.pycuda_stream)",
-        "event.record(self._device.driver.Stream())",
+        "self._event.record(self._device.pycuda_stream)",
+        "self._event.record(self._device.driver.Stream())",
     ),
     "capture before the first run": (
         "            self._enqueue()  # once before the capture: TensorRT allocates in its first run\n            self._wait()\n",
@@ -113,8 +113,8 @@ SESSION: dict[str, Change | list[Change]] = {
         "        self._runtime = None\n        self._context = self._engine.create_execution_context()\n",
     ),
     "context not current": (
-        "            with self._device.current():\n                self._load(plan)",
-        "            if True:\n                self._load(plan)",
+        "            with self._device.current():\n                self._event =",
+        "            if True:\n                self._event =",
     ),
     "memory stays after close": (
         "        finally:\n            self._device.close()\n",

@@ -306,6 +306,7 @@ class Binding:
         self.launches: list[np.ndarray] = []
         self.status = 0
         self.graphs: dict[int, list[Callable[[], None]]] = {}
+        self.captured = 0
 
     def groups(self, kind: int, n_rows: int, n_components: int) -> int:
         assert {type(kind), type(n_rows), type(n_components)} == {int}
@@ -361,7 +362,8 @@ class Binding:
             target.capturing = None
             return 0, 999, error
         recorded, target.capturing = target.capturing, None
-        handle = 0x6000 + len(self.graphs)
+        self.captured += 1
+        handle = 0x6000 + self.captured
         self.graphs[handle] = recorded
         return handle, 0, None
 
