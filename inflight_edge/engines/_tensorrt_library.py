@@ -14,7 +14,7 @@ from inflight_edge.errors import EngineError
 if TYPE_CHECKING:
     import tensorrt as trt
 
-__all__ = ["Log", "load_tensorrt"]
+__all__ = ["Log", "expect", "load_tensorrt"]
 
 _REMEDY = "JetPack: apt install python3-libnvinfer; else pip install 'inflight-edge[tensorrt]'"
 _MAX_LINES = 8
