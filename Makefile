@@ -23,10 +23,16 @@ test: $(VENV)/installed-dev
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow
 
-# On a machine with an NVIDIA GPU and nvcc: builds pycuda, and fails rather than leaving the CUDA scorer out.
+# On a machine with an NVIDIA GPU and nvcc: builds pycuda, and fails rather than leaving the CUDA scorer out. Then one
+# report of a bundle in all precisions, to send back. JetPack's TensorRT is the system's: make .venv there first, by
+# `python3 -m venv --system-site-packages .venv`.
 test-gpu: $(VENV)/installed-dev
 	INFLIGHT_EDGE_CUDA=1 $(PIP) -c constraints.txt -e '.[calibration,cuda,dev]'
 	$(BIN)/python -m pytest -m gpu -s
+	$(BIN)/inflight-edge demo --quiet --out demo
+	$(BIN)/inflight-edge calibrate demo/classifier.pt2 --data demo/clean.npz --pattern demo/patterns.safetensors \
+		--precision fp32,fp16,int8 --quiet --force --out demo/precisions
+	$(BIN)/inflight-edge doctor --run demo/precisions --report gpu-report.json
 
 # Needs apt, or gcc-aarch64-linux-gnu, qemu-user and mmdebstrap; keeps what it makes in ARM_CACHE, .arm unless told.
 test-arm:

@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inflight_edge.bundle import Bundle, SelfTest
+from inflight_edge.bundle import PRECISIONS, Bundle, SelfTest, Variant
 from inflight_edge.calibration.datasets import ImageSet
 from inflight_edge.calibration.evidence import guard_evidence
 from inflight_edge.calibration.export import check_parity, export_onnx
 from inflight_edge.calibration.features import extract
 from inflight_edge.calibration.inspection import Inspection, check_accuracy
 from inflight_edge.calibration.model import Classifier
-from inflight_edge.calibration.selection import Choice, fit, select
-from inflight_edge.errors import DataError, OptionError
+from inflight_edge.calibration.precision import to_fp16, to_int8
+from inflight_edge.calibration.selection import fit, select
+from inflight_edge.engines.onnxruntime import OnnxRuntimeEngine
+from inflight_edge.errors import DataError, ModelError, OptionError
 from inflight_edge.guard import Guard
 from inflight_edge.preprocess import Preprocess
 from inflight_edge.scoring.reference import log_likelihoods
 from inflight_edge.verdict import Decision, Verdict, decide
 
 __all__ = ["calibrate"]
+
+_CONVERT = {"fp16": to_fp16, "int8": to_int8}
+# A self-test's frames have a larger margin (nats) and gap between the two largest logits than what the engines of a
+# precision may differ by.
+_CLEAR = {"fp32": (1.0, 1e-2), "fp16": (4.0, 5e-2), "int8": (16.0, 2.5e-1)}
+_LEAST_AGREEMENT = 0.9
 
 
 def calibrate(
@@ -33,17 +42,21 @@ def calibrate(
     inspection: Inspection,
     *,
     targets: Sequence[int] | None = None,
+    precisions: Sequence[str] = ("fp32",),
     seed: int = 0,
     progress: bool = True,
 ) -> Bundle:
     """Fit a guard for every suspected target and assemble the bundle.
 
-    data     clean labelled images.    targets  classes to guard; None takes the inspection's suspects.
+    data        clean labelled images.    targets  classes to guard; None takes the inspection's suspects.
+    precisions  of the classifier's arithmetic, of PRECISIONS; fp32 is always there.  Each has guards of its own.
     Raises OptionError without any target, DataError or ModelError when data or model do not fit.
     """
     preprocess = inspection.preprocess
     chosen = tuple(inspection.suspects if targets is None else targets)
     smallest = int(np.argmin([estimate.norm for estimate in inspection.estimates]))
+    if unknown := sorted(set(precisions) - set(PRECISIONS)):
+        raise OptionError(f"precision: expected any of {', '.join(PRECISIONS)}, got {unknown[0]!r}")
     _check_targets(chosen, classifier.n_classes, smallest)
     if len(inspection.estimates) != classifier.n_classes or preprocess.input_shape != classifier.input_shape:
         raise DataError(
@@ -54,62 +67,113 @@ def calibrate(
     pixels = data.pixels(preprocess)
     accuracy = check_accuracy(classifier, pixels, data, preprocess)
     model = export_onnx(classifier)
-    sample = np.linspace(0, len(pixels) - 1, min(len(pixels), 64)).astype(int)
-    parity = check_parity(classifier, model, preprocess.normalise(pixels[sample]))
-    guards: list[Guard] = []
-    choices: list[Choice] = []
-    successes: list[float] = []
-    evidence: list[dict[str, Any]] = []
-    frames: list[NDArray[np.float32]] = []
-    for target in chosen:
-        others = data.labels != target
-        triggered = pixels.copy()
-        triggered[others] = inspection.estimates[target].embed(pixels[others])
-        logits, features = extract(classifier, triggered, preprocess, progress=progress)
-        if not np.isfinite(features).all():
-            raise DataError(f"{data.origin}: the model's features are not finite; check --scale, --mean and --std")
-        predicted = logits.argmax(1)
-        used = _judged(predicted, data.labels, target)
-        choice = select(features[used], data.labels[used], target, seed=seed, progress=progress)
-        guards.append(fit(features[used], data.labels[used], target, choice))
-        choices.append(choice)
-        example = int(np.flatnonzero(others)[0])
-        evidence.append(
-            guard_evidence(
-                pixels[example],
-                triggered[example],
-                features[used],
-                data.labels[used],
-                target,
-                choice,
-                n_guards=len(chosen),
-                seed=seed,
-            )
+    parity = check_parity(classifier, model, preprocess.normalise(pixels[_spread(len(pixels), 64)]))
+    case = _Case(data, pixels, preprocess, inspection, chosen, seed, progress)
+    first = _fit(case, classifier, "fp32")
+    variants, reports = {}, {}
+    for precision in [name for name in PRECISIONS[1:] if name in precisions]:
+        converted = _CONVERT[precision](model, preprocess.normalise(pixels[_spread(len(pixels), 512)]))
+        engine = OnnxRuntimeEngine(converted)
+        agreement = _agreement(
+            precision, extract(engine, pixels, preprocess)[0], extract(classifier, pixels, preprocess)[0]
         )
-        successes.append(float((predicted[others] == target).mean()))
-        frames.extend((triggered[~others][:2], triggered[others][:: max(1, len(pixels) // 4)]))
-    frames.append(pixels[:: max(1, len(pixels) // 4)])
+        fitted = _fit(case, engine, precision)
+        variants[precision] = Variant(converted, fitted.guards, fitted.self_test)
+        reports[precision] = {"top1_agreement": agreement, "guards": fitted.report}
     metrics = {
         "n_images": len(data),
         "accuracy": accuracy,
         "parity": parity,
         "inspection": inspection.rows(),
-        "guards": [
-            {"target": target, "asr_estimated": success, "density": choice.as_dict(), "evidence": kept}
-            for target, success, choice, kept in zip(chosen, successes, choices, evidence, strict=True)
-        ],
+        "guards": first.report,
+        **({"precisions": reports} if reports else {}),
     }
     names = inspection.class_names or tuple(str(c) for c in range(classifier.n_classes))
     return Bundle(
         class_names=names,
         preprocess=preprocess,
         feature_layer=classifier.feature_layer,
-        guards=tuple(guards),
+        guards=first.guards,
         model=model,
-        self_test=_self_test(classifier, preprocess, guards, np.concatenate(frames)),
+        self_test=first.self_test,
         metrics=metrics,
         versions=_versions(),
+        variants=variants,
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Case:
+    """What every precision is fitted to."""
+
+    data: ImageSet
+    pixels: NDArray[np.float32]
+    preprocess: Preprocess
+    inspection: Inspection
+    targets: tuple[int, ...]
+    seed: int
+    progress: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Fitted:
+    guards: tuple[Guard, ...]
+    report: list[dict[str, Any]]
+    self_test: SelfTest
+
+
+def _fit(case: _Case, network: Classifier | OnnxRuntimeEngine, precision: str) -> _Fitted:
+    """Guards and self-test on the features of one network."""
+    data, pixels, preprocess = case.data, case.pixels, case.preprocess
+    guards: list[Guard] = []
+    report: list[dict[str, Any]] = []
+    frames: list[NDArray[np.float32]] = []
+    for target in case.targets:
+        others = data.labels != target
+        triggered = pixels.copy()
+        triggered[others] = case.inspection.estimates[target].embed(pixels[others])
+        logits, features = extract(network, triggered, preprocess, progress=case.progress)
+        if not np.isfinite(features).all():
+            raise DataError(f"{data.origin}: the model's features are not finite; check --scale, --mean and --std")
+        predicted = logits.argmax(1)
+        used = _judged(predicted, data.labels, target)
+        choice = select(features[used], data.labels[used], target, seed=case.seed, progress=case.progress)
+        guards.append(fit(features[used], data.labels[used], target, choice))
+        success = float((predicted[others] == target).mean())
+        entry = {"target": target, "asr_estimated": success, "density": choice.as_dict()}
+        if precision == PRECISIONS[0]:  # one is enough for people, and the manifest is bounded
+            example = int(np.flatnonzero(others)[0])
+            entry["evidence"] = guard_evidence(
+                pixels[example],
+                triggered[example],
+                features[used],
+                data.labels[used],
+                target,
+                choice,
+                n_guards=len(case.targets),
+                seed=case.seed,
+            )
+        report.append(entry)
+        frames.extend((triggered[~others][:2], triggered[others][:: max(1, len(pixels) // 4)]))
+    frames.append(pixels[:: max(1, len(pixels) // 4)])
+    test = _self_test(network, preprocess, guards, np.concatenate(frames), *_CLEAR[precision])
+    return _Fitted(tuple(guards), report, test)
+
+
+def _agreement(precision: str, logits: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """Share of equal predictions.  Raises ModelError when the precision changes the classifier."""
+    share = float((logits.argmax(1) == expected.argmax(1)).mean())
+    if not share >= _LEAST_AGREEMENT:
+        raise ModelError(
+            f"model: in {precision} only {share:.1%} of the predictions stay, expected {_LEAST_AGREEMENT:.0%}; "
+            f"leave {precision} out of --precision"
+        )
+    return share
+
+
+def _spread(count: int, most: int) -> NDArray[np.int64]:
+    """Indices of at most so many of ``count`` images, evenly spread."""
+    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
 
 
 def _check_targets(targets: tuple[int, ...], n_classes: int, smallest: int) -> None:
@@ -139,12 +203,17 @@ def _judged(predicted: NDArray[np.int64], labels: NDArray[np.int64], target: int
 
 
 def _self_test(
-    classifier: Classifier, preprocess: Preprocess, guards: list[Guard], pixels: NDArray[np.float32]
+    network: Classifier | OnnxRuntimeEngine,
+    preprocess: Preprocess,
+    guards: list[Guard],
+    pixels: NDArray[np.float32],
+    least_margin: float,
+    least_gap: float,
 ) -> SelfTest:
     """Frames whose verdict is far from a tie, so that every correct engine and scorer must reach it."""
     rounded = np.rint(pixels)
     frames = rounded.astype(np.uint8).transpose(0, 2, 3, 1)
-    logits, features = extract(classifier, rounded, preprocess)
+    logits, features = extract(network, rounded, preprocess)
     scores = [log_likelihoods(guard, features).astype(np.float32) for guard in guards]
     verdicts: list[Verdict] = []
     for i, predicted in enumerate(logits.argmax(1)):
@@ -154,9 +223,9 @@ def _self_test(
         else:
             row = scores[guards.index(guard)][i]
             verdicts.append(decide(int(predicted), row, guard.classes, guard.target_row))
-    clear = [i for i, v in enumerate(verdicts) if v.decision is Decision.UNGUARDED or abs(v.margin) > 1.0]
+    clear = [i for i, v in enumerate(verdicts) if v.decision is Decision.UNGUARDED or abs(v.margin) > least_margin]
     gap = np.diff(np.sort(logits, axis=1)[:, -2:], axis=1)[:, 0]
-    clear = [i for i in clear if gap[i] > 1e-2]
+    clear = [i for i in clear if gap[i] > least_gap]
     if not clear:
         raise DataError("no image has a clear verdict, so no self-test can be made; use more or other clean images")
     return SelfTest(

@@ -64,7 +64,14 @@ def calibrate(options: argparse.Namespace) -> int:
     else:
         _refuse_other_constants(options, saved)
         inspection = _with_targets(saved, _targets(options, saved.class_names, len(saved.estimates)))
-    bundle = make_bundle(classifier, data, inspection, seed=options.seed, progress=not options.quiet)
+    bundle = make_bundle(
+        classifier,
+        data,
+        inspection,
+        precisions=options.precision,
+        seed=options.seed,
+        progress=not options.quiet,
+    )
     write_bundle(bundle, options.out, overwrite=options.force)
     guards = [
         {
@@ -77,7 +84,15 @@ def calibrate(options: argparse.Namespace) -> int:
     ]
     if options.json:
         print(
-            json.dumps({"bundle": str(options.out), "feature_layer": bundle.feature_layer, "guards": guards}, indent=1)
+            json.dumps(
+                {
+                    "bundle": str(options.out),
+                    "feature_layer": bundle.feature_layer,
+                    "precisions": bundle.precisions,
+                    "guards": guards,
+                },
+                indent=1,
+            )
         )
         return 0
     metrics = bundle.metrics
@@ -88,6 +103,8 @@ def calibrate(options: argparse.Namespace) -> int:
         print(
             f"guard of class {guard['name']}: estimated pattern sends {guard['asr_estimated']:.1%} there\n  {guard['density']}"
         )
+    for precision, report in metrics.get("precisions", {}).items():
+        print(f"{precision}: {report['top1_agreement']:.2%} of the predictions are those of fp32; guards of its own")
     print(f"bundle: {options.out}   next: inflight-edge verify {options.out}")
     return 0
 

@@ -80,6 +80,7 @@ def _run_demo(folder: Path, seed: int, progress: bool) -> dict[str, Any]:
     network = make_network("lenet5", (1, 28, 28), 10)
     train(network, poisoned, labels, preprocess, RECIPE, seed=seed, progress=progress)
     program = export_program(network, (1, 28, 28), folder / "classifier.pt2")
+    np.savez(folder / "clean.npz", images=images[defence], labels=digits.labels[defence])
     sources = [c for c in range(10) if c != TARGET]
     return measure(
         program, preprocess, trigger, sources, digits.subset(defence), digits.subset(test), folder,

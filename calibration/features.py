@@ -8,13 +8,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from inflight_edge.calibration.model import Classifier
+from inflight_edge.engines.onnxruntime import OnnxRuntimeEngine
 from inflight_edge.preprocess import Preprocess
 
 __all__ = ["extract"]
 
 
 def extract(
-    classifier: Classifier,
+    network: Classifier | OnnxRuntimeEngine,
     pixels: NDArray[np.float32],
     preprocess: Preprocess,
     *,
@@ -22,12 +23,20 @@ def extract(
     progress: bool = False,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Logits (N, classes) and features (N, D) of pixels (N, channels, H, W) in 0..255."""
-    logits = np.empty((len(pixels), classifier.n_classes), np.float32)
-    features = np.empty((len(pixels), classifier.n_features), np.float32)
-    with torch.inference_mode():
-        starts = range(0, len(pixels), batch)
-        for start in tqdm(starts, desc="features", unit="batch", disable=not progress, leave=False):
-            inputs = torch.from_numpy(preprocess.normalise(pixels[start : start + batch]))
-            output = classifier(inputs)
-            logits[start : start + batch], features[start : start + batch] = output[0].numpy(), output[1].numpy()
+    logits = np.empty((len(pixels), network.n_classes or 0), np.float32)
+    features = np.empty((len(pixels), network.n_features or 0), np.float32)
+    starts = range(0, len(pixels), batch)
+    for start in tqdm(starts, desc="features", unit="batch", disable=not progress, leave=False):
+        part = slice(start, start + batch)
+        logits[part], features[part] = _run(network, preprocess.normalise(pixels[part]))
     return logits, features
+
+
+def _run(
+    network: Classifier | OnnxRuntimeEngine, inputs: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    if isinstance(network, OnnxRuntimeEngine):
+        return network.run(inputs)
+    with torch.inference_mode():
+        logits, features = network(torch.from_numpy(inputs))
+    return logits.numpy(), features.numpy()

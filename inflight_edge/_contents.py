@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inflight_edge.errors import BundleError
+from inflight_edge._layout import PRECISIONS
+from inflight_edge.errors import BundleError, OptionError
 from inflight_edge.guard import FloatArray, Guard, IntArray
 from inflight_edge.preprocess import Preprocess
 from inflight_edge.verdict import Decision
 
-__all__ = ["DECISIONS", "Bundle", "SelfTest", "dump_json"]
+__all__ = ["DECISIONS", "Bundle", "SelfTest", "Variant", "dump_json"]
 
 # The place in this tuple is the code on disk: append, never reorder.
 DECISIONS = (Decision.ACCEPT, Decision.TRIGGER, Decision.UNGUARDED, Decision.INVALID)
-
 
 MAX_FRAMES = 1024
 
@@ -73,8 +74,17 @@ class SelfTest:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Variant:
+    """The classifier in another precision, with guards and self-test of its own features."""
+
+    model: bytes
+    guards: tuple[Guard, ...]
+    self_test: SelfTest
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Bundle:
-    """Classifier, guards and self-test.
+    """Classifier, guards and self-test; of further precisions too, where calibrate made them.
 
     class_names    one per logit.           preprocess  frame to network input.
     feature_layer  name of the layer that the features come from.
@@ -82,6 +92,8 @@ class Bundle:
     model          ONNX file with outputs ``logits`` (N, C) and ``features`` (N, D).
     metrics        calibration metrics and the report of the density choice: JSON values.
     versions       name and version of each tool that took part.
+    precision      of model, guards and self_test: one of PRECISIONS.
+    variants       the other precisions by name; they guard the same targets.
 
     Raises BundleError when these do not fit together; what a guard alone must be, Guard checks.
     """
@@ -94,11 +106,31 @@ class Bundle:
     self_test: SelfTest
     metrics: dict[str, Any]
     versions: dict[str, str]
+    precision: str = "fp32"
+    variants: Mapping[str, Variant] = field(default_factory=dict)
 
     @property
     def n_features(self) -> int:
         """D, the length of a feature vector."""
         return self.guards[0].n_features
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Precisions that ``at`` gives, this one first."""
+        return (self.precision, *(name for name in PRECISIONS if name in self.variants))
+
+    def at(self, precision: str) -> Bundle:
+        """The bundle of one precision alone.  Raises OptionError when it is not there."""
+        if precision == self.precision:
+            return replace(self, variants={})
+        variant = self.variants.get(precision)
+        if variant is None:
+            held = ", ".join(self.precisions)
+            raise OptionError(
+                f"precision: this bundle has {held}, got {precision!r}; choose one of them or calibrate with --precision"
+            )
+        guards, test = variant.guards, variant.self_test
+        return replace(self, model=variant.model, guards=guards, self_test=test, precision=precision, variants={})
 
     def __post_init__(self) -> None:
         for name in (*self.class_names, self.feature_layer):
@@ -136,6 +168,23 @@ class Bundle:
             raise BundleError(
                 "metrics: expected an object of JSON values: str, int, finite float, bool, None, list, dict"
             )
+        self._check_precisions(targets)
+
+    def _check_precisions(self, targets: list[int]) -> None:
+        """Each variant is a bundle of its own, and guards the same targets: none is left open by a choice of speed."""
+        known = PRECISIONS if not self.variants else PRECISIONS[:1]
+        if self.precision not in known or not set(self.variants) <= set(PRECISIONS[1:]):
+            raise BundleError(
+                f"precision: expected {known[0]} and any of {', '.join(PRECISIONS[1:])}, got {self.precision} and "
+                f"{', '.join(map(str, self.variants)) or 'none'}; calibrate again"
+            )
+        for name, variant in self.variants.items():
+            if (got := [guard.target for guard in variant.guards]) != targets:
+                raise BundleError(f"guards of {name}: expected targets {targets}, got {got}; calibrate again")
+            try:
+                self.at(name)
+            except BundleError as error:
+                raise BundleError(f"{name}: {error}") from error
 
 
 def _check_array(name: str, array: object, dtype: type[np.generic], ndim: int, n_frames: int | None = None) -> None:

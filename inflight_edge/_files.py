@@ -16,8 +16,10 @@ __all__ = ["open_folder", "read_regular", "replace_file", "write_folder"]
 
 
 @contextmanager
-def open_folder(path: Path, names: frozenset[str], optional: str) -> Iterator[tuple[int, bool]]:
-    """File descriptor of the folder ``path``, which must hold ``names`` and no more; whether it holds ``optional`` too.
+def open_folder(
+    path: Path, names: frozenset[str], optional: frozenset[str] = frozenset()
+) -> Iterator[tuple[int, frozenset[str]]]:
+    """File descriptor of the folder ``path``, which must hold ``names`` and may hold ``optional``; the names it holds.
 
     ``path`` itself may be a symbolic link; what lies inside is opened relative to the descriptor, so that a
     folder exchanged in the meantime cannot mix two bundles.  Raises BundleError.
@@ -30,9 +32,9 @@ def open_folder(path: Path, names: frozenset[str], optional: str) -> Iterator[tu
         found = frozenset(os.listdir(folder))
         if missing := sorted(names - found):
             raise BundleError(f"{path}: expected the file {missing[0]}, got none; copy the whole bundle again")
-        if extra := sorted(found - names - {optional}):
+        if extra := sorted(found - names - optional):
             raise BundleError(f"{path}: expected only {', '.join(sorted(names))}, got {extra[0]!r} too; remove it")
-        yield folder, optional in found
+        yield folder, found
     finally:
         os.close(folder)
 
@@ -88,11 +90,13 @@ def replace_file(folder: int, path: Path, data: bytes) -> None:
         raise BundleError(f"{path}: cannot be written: {_cause(error)}") from error
 
 
-def write_folder(path: Path, files: Mapping[str, bytes], *, overwrite: bool, optional: str) -> None:
+def write_folder(
+    path: Path, files: Mapping[str, bytes], *, overwrite: bool, optional: frozenset[str] = frozenset()
+) -> None:
     """Write ``files`` (name to content) as the folder ``path``: all of them, on the disk, or nothing.
 
     An existing folder is replaced only with ``overwrite`` and only when it holds nothing but such files and
-    ``optional``, which goes with it; it is moved aside first and moved back on failure.  Raises BundleError.
+    ``optional`` ones, which go with it; it is moved aside first and moved back on failure.  Raises BundleError.
     """
     if os.path.lexists(path) and not overwrite:
         raise BundleError(f"{path}: expected no such file or folder, got one; choose another name or ask to overwrite")
@@ -101,7 +105,7 @@ def write_folder(path: Path, files: Mapping[str, bytes], *, overwrite: bool, opt
     new, old = (target.parent / f".{target.name}.{token}.{part}" for part in ("new", "old"))
     try:
         if os.path.lexists(target):
-            _check_replaceable(target, frozenset((*files, optional)))
+            _check_replaceable(target, frozenset(files) | optional)
         try:
             os.mkdir(new)
             for name, data in files.items():

@@ -22,7 +22,7 @@ __all__ = ["STAGES", "WARM_UP", "Stages", "bench", "check_verdicts", "run_frames
 STAGES = {
     "capture": "the next stored frame is copied into a frame buffer; stands for a camera's hand-over",
     "preprocess": "uint8 frame to float32 input, resized and normalised",
-    "engine": "input to logits and features, batch 1",
+    "engine": "input to logits and features, batch 1; to the verdict where the engine judges on the GPU",
     "scorer": "features to decision, source and margin; only frames predicted as a guarded class",
     "verdict": "check of the logits, prediction, log-likelihoods for the reader, Verdict object",
     "guard": "scorer and verdict of one frame together: what the defence adds; the scorer's frames",
@@ -51,6 +51,14 @@ class Stages:
         captured = clock()
         batch = detector.bundle.preprocess(buffer)[None]
         prepared = clock()
+        if detector.judge_inputs is not None:
+            verdict = detector.as_asked(detector.judge_inputs(batch)[0])
+            end = clock()
+            record["capture"].record(captured - start)
+            record["preprocess"].record(prepared - captured)
+            record["engine"].record(end - prepared)
+            record["whole"].record(end - start)
+            return verdict
         logits, features = (outputs[0] for outputs in detector.engine.run(batch))
         inferred = clock()
         predicted = detector.predict(logits, len(detector.class_names))

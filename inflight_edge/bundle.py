@@ -1,8 +1,8 @@
-"""The bundle: all that crosses from the workstation to the device, as one folder of four files, five when signed.
+"""The bundle: all that crosses from the workstation to the device, as one folder of a few files.
 
 ``bundle.json`` describes the classifier and holds the SHA-256 and size of the others: ``detector.safetensors``
-(guards), ``model.onnx`` (outputs ``logits`` and ``features``) and ``selftest.safetensors`` (expected outputs).
-``bundle.sig`` is the owner's signature of the first.
+(guards), ``model.onnx`` (outputs ``logits`` and ``features``) and ``selftest.safetensors`` (expected outputs); and the
+same three for each further precision, ``model.fp16.onnx`` and so on.  ``bundle.sig`` is the owner's signature of it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from inflight_edge._contents import DECISIONS, Bundle, SelfTest, dump_json
+from inflight_edge._contents import DECISIONS, Bundle, SelfTest, Variant, dump_json
 from inflight_edge._files import open_folder, read_regular, replace_file, write_folder
+from inflight_edge._layout import MANIFEST, OPTIONAL, PRECISIONS, REQUIRED, SIGNATURE, names_of, payload
 from inflight_edge._strict import (
     REMEDY,
     brief,
@@ -34,19 +35,26 @@ from inflight_edge._strict import (
 from inflight_edge.errors import BundleError, GuardError, OptionError
 from inflight_edge.guard import Guard, Kind
 from inflight_edge.preprocess import Preprocess
-from inflight_edge.signing import SIGNATURE_BYTES, SIGNATURE_FILE, check_signature, read_public_key, sign_manifest
+from inflight_edge.signing import SIGNATURE_BYTES, check_signature, read_public_key, sign_manifest
 from inflight_edge.verdict import Decision
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "Bundle", "SelfTest", "read_bundle", "sign_bundle", "write_bundle"]
+__all__ = [
+    "FORMAT",
+    "FORMAT_VERSION",
+    "PRECISIONS",
+    "Bundle",
+    "SelfTest",
+    "Variant",
+    "read_bundle",
+    "sign_bundle",
+    "write_bundle",
+]
 
 FORMAT = "inflight-edge-bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # with more than one precision; else 1 is written, which older readers know
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_FILE_BYTES = (1 << 31) - 1  # protocol buffers, hence ONNX, end there
 
-_MANIFEST, _DETECTOR, _MODEL, _SELF_TEST = "bundle.json", "detector.safetensors", "model.onnx", "selftest.safetensors"
-_PAYLOAD = (_DETECTOR, _MODEL, _SELF_TEST)
-_FILES = frozenset((_MANIFEST, *_PAYLOAD))
 _KEYS = (
     "format",
     "format_version",
@@ -76,19 +84,17 @@ def write_bundle(bundle: Bundle, path: str | os.PathLike[str], *, overwrite: boo
     An existing path is an error; with ``overwrite`` a bundle there is replaced, and kept when writing fails.  The
     new one is unsigned, see sign_bundle.  Raises BundleError.
     """
-    detector: dict[str, NDArray[Any]] = {}
-    for i, guard in enumerate(bundle.guards):
-        detector |= {f"guards.{i}.{name}": getattr(guard, name) for name in _GUARD_TENSORS}
-    test = bundle.self_test
-    codes = np.array([DECISIONS.index(Decision(decision)) for decision in test.decisions], np.uint8)
-    self_test: dict[str, NDArray[Any]] = {"frames": test.frames, "logits": test.logits, "features": test.features}
-    self_test |= {f"log_likelihoods.{i}": array for i, array in enumerate(test.log_likelihoods)}
-    self_test |= {"decisions": codes, "sources": test.sources}
-    files = {_DETECTOR: dump_tensors(detector), _MODEL: bundle.model, _SELF_TEST: dump_tensors(self_test)}
+    if bundle.precision != PRECISIONS[0]:
+        raise BundleError(
+            f"{path}: expected a bundle with {PRECISIONS[0]}, got {bundle.precision} alone; write the whole"
+        )
+    files: dict[str, bytes] = {}
+    for precision in bundle.precisions:
+        files |= _encode(bundle.at(precision))
     constants = bundle.preprocess
-    manifest = {
+    manifest: dict[str, Any] = {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format_version": 2 if bundle.variants else 1,
         "class_names": list(bundle.class_names),
         "preprocess": {
             "input_shape": list(constants.input_shape),
@@ -97,23 +103,43 @@ def write_bundle(bundle: Bundle, path: str | os.PathLike[str], *, overwrite: boo
             "std": list(constants.std),
         },
         "feature_layer": bundle.feature_layer,
-        "guards": [{"target": guard.target, "kind": guard.kind} for guard in bundle.guards],
+        "guards": _describe(bundle.guards),
         "files": {
             name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()
         },
         "metrics": bundle.metrics,
         "versions": bundle.versions,
     }
+    if bundle.variants:
+        manifest["precisions"] = {name: {"guards": _describe(v.guards)} for name, v in bundle.variants.items()}
     if (text := dump_json(manifest)) is None:
         raise BundleError(f"{path}: expected plain numbers in the preprocessing, got {constants}; use int and float")
-    files[_MANIFEST] = text
+    files[MANIFEST] = text
     if (size := max(map(len, files.values()))) > MAX_FILE_BYTES or len(text) > MAX_MANIFEST_BYTES:
-        limits = f"{MAX_FILE_BYTES} bytes a file, {MAX_MANIFEST_BYTES} for {_MANIFEST}"
+        limits = f"{MAX_FILE_BYTES} bytes a file, {MAX_MANIFEST_BYTES} for {MANIFEST}"
         raise BundleError(
             f"{path}: expected at most {limits}, got {size}, {len(text)}; use a smaller density or report"
         )
     _decode(lambda name, _: files[name], Path(path))
-    write_folder(Path(path), files, overwrite=overwrite, optional=SIGNATURE_FILE)
+    write_folder(Path(path), files, overwrite=overwrite, optional=OPTIONAL)
+
+
+def _encode(bundle: Bundle) -> dict[str, bytes]:
+    """The three files of a bundle's own precision."""
+    detector: dict[str, NDArray[Any]] = {}
+    for i, guard in enumerate(bundle.guards):
+        detector |= {f"guards.{i}.{name}": getattr(guard, name) for name in _GUARD_TENSORS}
+    test = bundle.self_test
+    codes = np.array([DECISIONS.index(Decision(decision)) for decision in test.decisions], np.uint8)
+    self_test: dict[str, NDArray[Any]] = {"frames": test.frames, "logits": test.logits, "features": test.features}
+    self_test |= {f"log_likelihoods.{i}": array for i, array in enumerate(test.log_likelihoods)}
+    self_test |= {"decisions": codes, "sources": test.sources}
+    contents = dump_tensors(detector), bundle.model, dump_tensors(self_test)
+    return dict(zip(names_of(bundle.precision), contents, strict=True))
+
+
+def _describe(guards: tuple[Guard, ...]) -> list[dict[str, Any]]:
+    return [{"target": guard.target, "kind": guard.kind} for guard in guards]
 
 
 def read_bundle(path: str | os.PathLike[str], *, key: str | os.PathLike[str] | None = None) -> Bundle:
@@ -126,16 +152,18 @@ def read_bundle(path: str | os.PathLike[str], *, key: str | os.PathLike[str] | N
     """
     public = None if key is None else read_public_key(key)
     folder_path = Path(path)
-    with open_folder(folder_path, _FILES, SIGNATURE_FILE) as (folder, signed):
-        signature = _read_signature(folder, folder_path) if signed else None
+    with open_folder(folder_path, REQUIRED, OPTIONAL) as (folder, found):
+        signature = _read_signature(folder, folder_path) if SIGNATURE in found else None
 
         def read(name: str, limit: int) -> bytes:
             data = read_regular(folder, folder_path / name, limit)
-            if name == _MANIFEST and public is not None:
+            if name == MANIFEST and public is not None:
                 check_signature(data, signature, public, folder_path)
             return data
 
-        return _decode(read, folder_path)
+        bundle = _decode(read, folder_path)
+        _check_found(found, bundle, folder_path)
+        return bundle
 
 
 def sign_bundle(
@@ -147,55 +175,66 @@ def sign_bundle(
     Only a bundle that can be read is signed, and what is signed is what was read.  Raises BundleError, OptionError.
     """
     folder_path = Path(path)
-    with open_folder(folder_path, _FILES, SIGNATURE_FILE) as (folder, _):
+    with open_folder(folder_path, REQUIRED, OPTIONAL) as (folder, found):
         read: dict[str, bytes] = {}
 
         def keep(name: str, limit: int) -> bytes:
             read[name] = read_regular(folder, folder_path / name, limit)
             return read[name]
 
-        _decode(keep, folder_path)
-        signature = sign_manifest(read[_MANIFEST], key, passphrase)
-        replace_file(folder, folder_path / SIGNATURE_FILE, signature)
+        _check_found(found, _decode(keep, folder_path), folder_path)
+        signature = sign_manifest(read[MANIFEST], key, passphrase)
+        replace_file(folder, folder_path / SIGNATURE, signature)
+
+
+def _check_found(found: frozenset[str], bundle: Bundle, path: Path) -> None:
+    """Refuse files of a precision that the manifest does not have."""
+    if extra := sorted((found & OPTIONAL) - {SIGNATURE, *payload(bundle.precisions)}):
+        raise BundleError(
+            f"{path}: expected only files that {MANIFEST} names, got {extra[0]!r} too; copy the whole bundle again"
+        )
 
 
 def _read_signature(folder: int, path: Path) -> bytes:
-    signature = read_regular(folder, path / SIGNATURE_FILE, SIGNATURE_BYTES)
+    signature = read_regular(folder, path / SIGNATURE, SIGNATURE_BYTES)
     if len(signature) != SIGNATURE_BYTES:
         got = len(signature)
-        raise BundleError(
-            f"{path / SIGNATURE_FILE}: expected {SIGNATURE_BYTES} bytes, got {got}; sign the bundle again"
-        )
+        raise BundleError(f"{path / SIGNATURE}: expected {SIGNATURE_BYTES} bytes, got {got}; sign the bundle again")
     return signature
 
 
 def _decode(read: Callable[[str, int], bytes], path: Path) -> Bundle:
     """Bundle from ``read(name, limit)``, which gives the bytes of a file."""
-    where = str(path / _MANIFEST)
-    manifest = expect_object(parse_json(read(_MANIFEST, MAX_MANIFEST_BYTES), where), None, where)
+    where = str(path / MANIFEST)
+    manifest = expect_object(parse_json(read(MANIFEST, MAX_MANIFEST_BYTES), where), None, where)
     if manifest.get("format") != FORMAT:
         raise BundleError(
             f"{where}: expected format {FORMAT!r}, got {brief(manifest.get('format'))}; is this a bundle?"
         )
     version = expect_integer(manifest.get("format_version"), f"{where}: format_version")
-    if version != FORMAT_VERSION:
+    if version not in (1, FORMAT_VERSION):
         raise BundleError(
-            f"{where}: expected format_version {FORMAT_VERSION}, got {str(version)[:20]}; update inflight-edge or calibrate again"
+            f"{where}: expected format_version 1 or {FORMAT_VERSION}, got {str(version)[:20]}; "
+            "update inflight-edge or calibrate again"
         )
-    expect_object(manifest, _KEYS, where)
-    entries = expect_object(manifest["files"], _PAYLOAD, f"{where}: files")
-    files = {name: _read_payload(read, path / name, entries[name], where) for name in _PAYLOAD}
+    expect_object(manifest, _KEYS if version == 1 else (*_KEYS, "precisions"), where)
+    guards = {PRECISIONS[0]: manifest["guards"]} | _further_guards(manifest.get("precisions"), where)
+    names = payload(guards)
+    entries = expect_object(manifest["files"], names, f"{where}: files")
+    files = {name: _read_payload(read, path / name, entries[name], where) for name in names}
     try:
-        guards = _decode_guards(files[_DETECTOR], manifest["guards"], path)
+        variants = {precision: _decode_variant(files, precision, guards[precision], path) for precision in guards}
+        first = variants.pop(PRECISIONS[0])
         return Bundle(
             class_names=_texts(manifest["class_names"], f"{where}: class_names"),
             preprocess=_decode_preprocess(manifest["preprocess"], f"{where}: preprocess"),
             feature_layer=expect_text(manifest["feature_layer"], f"{where}: feature_layer"),
-            guards=guards,
-            model=files[_MODEL],
-            self_test=_decode_self_test(files[_SELF_TEST], len(guards), str(path / _SELF_TEST)),
+            guards=first.guards,
+            model=first.model,
+            self_test=first.self_test,
             metrics=expect_object(manifest["metrics"], None, f"{where}: metrics"),
             versions=expect_object(manifest["versions"], None, f"{where}: versions"),
+            variants=variants,
         )
     except BundleError as error:
         if str(error).startswith(str(path)):
@@ -203,6 +242,30 @@ def _decode(read: Callable[[str, int], bytes], path: Path) -> Bundle:
         raise BundleError(f"{path}: {error}") from error  # the parts do not know the folder they came from
     except OptionError as error:
         raise BundleError(f"{where}: preprocess: {error}") from error
+
+
+def _further_guards(value: Any, where: str) -> dict[str, Any]:
+    """Descriptions of the guards of each further precision; none in format 1."""
+    if value is None:
+        return {}
+    where = f"{where}: precisions"
+    entries = expect_object(value, None, where)
+    if not entries or (unknown := sorted(set(entries) - set(PRECISIONS[1:]))):
+        got = unknown[0] if entries else "none"
+        raise BundleError(f"{where}: expected any of {', '.join(PRECISIONS[1:])}, got {brief(got)}; {REMEDY}")
+    return {
+        name: expect_object(entries[name], ("guards",), f"{where}: {name}")["guards"]
+        for name in PRECISIONS
+        if name in entries
+    }
+
+
+def _decode_variant(files: dict[str, bytes], precision: str, entries: Any, path: Path) -> Variant:
+    """Model, guards and self-test of one precision."""
+    detector, model, self_test = names_of(precision)
+    guards = _decode_guards(files[detector], entries, path / detector, path / MANIFEST)
+    test = _decode_self_test(files[self_test], len(guards), str(path / self_test))
+    return Variant(files[model], guards, test)
 
 
 def _read_payload(read: Callable[[str, int], bytes], path: Path, entry: Any, where: str) -> bytes:
@@ -224,11 +287,11 @@ def _read_payload(read: Callable[[str, int], bytes], path: Path, entry: Any, whe
     return data
 
 
-def _decode_guards(data: bytes, entries: Any, path: Path) -> tuple[Guard, ...]:
-    where = f"{path / _MANIFEST}: guards"
+def _decode_guards(data: bytes, entries: Any, path: Path, manifest: Path) -> tuple[Guard, ...]:
+    where = f"{manifest}: guards"
     described = [expect_object(entry, ("target", "kind"), where) for entry in expect_list(entries, where)]
     names = {f"guards.{i}.{name}": dtype for i in range(len(described)) for name, dtype in _GUARD_TENSORS.items()}
-    tensors = parse_tensors(data, names, str(path / _DETECTOR))
+    tensors = parse_tensors(data, names, str(path))
     guards = []
     for i, entry in enumerate(described):
         target = expect_integer(entry["target"], f"{where}: target")
@@ -236,7 +299,7 @@ def _decode_guards(data: bytes, entries: Any, path: Path) -> tuple[Guard, ...]:
         try:
             guards.append(Guard(target, kind, **{name: tensors[f"guards.{i}.{name}"] for name in _GUARD_TENSORS}))
         except GuardError as error:
-            raise BundleError(f"{path / _DETECTOR}: guard {i}: {error}; {REMEDY}") from error
+            raise BundleError(f"{path}: guard {i}: {error}; {REMEDY}") from error
     return tuple(guards)
 
 

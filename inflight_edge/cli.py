@@ -70,6 +70,13 @@ def _parser() -> argparse.ArgumentParser:
         "--steps", type=int, default=400, help="search steps per class without --pattern (default %(default)s)"
     )
     calibrate.add_argument("--out", type=Path, default=Path("bundle"), help="the bundle's folder (default %(default)s)")
+    calibrate.add_argument(
+        "--precision",
+        type=precisions,
+        default=("fp32",),
+        metavar="NAMES",
+        help="fp32 and, separated by commas, fp16, int8: each with guards of its own (default fp32)",
+    )
     calibrate.add_argument("--force", action="store_true", help="replace an existing bundle")
 
     score = _add(commands, "score", "verdict per image", "device", "score")
@@ -114,8 +121,30 @@ def _parser() -> argparse.ArgumentParser:
     keygen.add_argument("private", type=Path, metavar="PRIVATE.pem", help="new file, mode 600")
     keygen.add_argument("public", type=Path, metavar="PUBLIC.pem", help="new file, for the devices")
 
+    compile_ = _add(commands, "compile", "TensorRT plan of a bundle, on the device", "device", "compile_")
+    compile_.add_argument("bundle", type=Path, metavar="BUNDLE")
+    compile_.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32", help="default %(default)s")
+    compile_.add_argument("--workspace", type=int, metavar="BYTES", help="most memory that a layer may use")
+    compile_.add_argument("--batch", type=int, default=1, metavar="N", help="frames at once (default %(default)s)")
+    compile_.add_argument("--out", type=Path, metavar="FILE", help="the plan (default: among this user's plans)")
+    compile_.add_argument("--json", action="store_true", help="JSON instead of a line")
+
     doctor = _add(commands, "doctor", "what this machine has, and how to get the rest", "device", "doctor")
     doctor.add_argument("--json", action="store_true", help="JSON instead of a table")
+    doctor.add_argument(
+        "--run",
+        type=Path,
+        dest="run_bundle",
+        metavar="BUNDLE",
+        help="also check and time this bundle on all engines here",
+    )
+    doctor.add_argument(
+        "--report", type=Path, metavar="FILE", default=Path("inflight-edge-report.json"), help="of --run (%(default)s)"
+    )
+
+    doctor.add_argument(
+        "--frames", type=int, default=500, metavar="N", help="frames that --run times (default %(default)s)"
+    )
 
     bench = _add(commands, "bench", "latency per stage on this machine", "device", "bench")
     bench.add_argument("bundle", type=Path, metavar="BUNDLE")
@@ -247,9 +276,18 @@ def _key_argument(parser: argparse.ArgumentParser) -> None:
 
 def _engine_arguments(parser: argparse.ArgumentParser) -> None:
     _key_argument(parser)
-    parser.add_argument("--engine", choices=("onnxruntime",), default="onnxruntime")
-    parser.add_argument("--scorer", choices=("auto", "cpu", "reference"), default="auto")
+    parser.add_argument("--engine", choices=("onnxruntime", "openvino", "tensorrt"), default="onnxruntime")
+    parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32", help="default %(default)s")
+    parser.add_argument("--scorer", choices=("auto", "cpu", "cuda", "triton", "reference"), default="auto")
     parser.add_argument("--threads", type=int, help="threads of the engine")
+    parser.add_argument("--no-arena", action="store_true", help="onnxruntime: keep no memory between frames")
+    parser.add_argument(
+        "--optimisation", choices=("all", "extended", "basic", "off"), default="all", help="onnxruntime: of the graph"
+    )
+    parser.add_argument("--memory", choices=("auto", "mapped", "copied"), default="auto", help="tensorrt: of buffers")
+    parser.add_argument("--wait", choices=("blocking", "spin"), default="blocking", help="tensorrt: for the GPU")
+    parser.add_argument("--no-graph", action="store_true", help="tensorrt: no CUDA graph")
+    parser.add_argument("--plan", type=Path, metavar="FILE", help="tensorrt: what `compile --out` wrote")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
@@ -283,6 +321,15 @@ def numbers(text: str) -> tuple[float, ...]:
     if not values:
         raise argparse.ArgumentTypeError("expected one number, or one per channel separated by commas, got nothing")
     return values
+
+
+def precisions(text: str) -> tuple[str, ...]:
+    """Names of precisions, separated by commas; fp32 is always one of them."""
+    known = ("fp32", "fp16", "int8")
+    names = tuple(name.strip() for name in text.split(","))
+    if unknown := [name for name in names if name not in known]:
+        raise argparse.ArgumentTypeError(f"expected any of {', '.join(known)}, separated by commas, got {unknown[0]!r}")
+    return tuple(name for name in known if name == "fp32" or name in names)
 
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:

@@ -13,24 +13,68 @@ from typing import Any
 from inflight_edge.bench import bench as bench_detector
 from inflight_edge.bundle import sign_bundle
 from inflight_edge.cli import table
+from inflight_edge.compile import compile_bundle
 from inflight_edge.detector import Detector
 from inflight_edge.doctor import examine
+from inflight_edge.engines import EngineOptions
+from inflight_edge.engines._tensorrt_build import BuildOptions
 from inflight_edge.errors import BundleError, DataError
 from inflight_edge.images import iter_images
+from inflight_edge.report import write_report
 from inflight_edge.signing import write_keys
 from inflight_edge.verdict import Decision, Verdict
 from inflight_edge.verify import verify as verify_bundle
 
-__all__ = ["bench", "doctor", "export_triton", "keygen", "load_detector", "run", "score", "sign", "verify"]
+__all__ = [
+    "bench",
+    "compile_",
+    "doctor",
+    "export_triton",
+    "keygen",
+    "load_detector",
+    "run",
+    "score",
+    "sign",
+    "verify",
+]
 
+_WHOLE = ("p50_ns", "p99_ns", "max_ns")
 _HEADER = ("image", "decision", "predicted", "source", "margin", "reason")
 
 
 def load_detector(options: argparse.Namespace) -> Detector:
     """The detector that a command's arguments name."""
-    return Detector.load(
-        options.bundle, engine=options.engine, scorer=options.scorer, threads=options.threads, key=options.key
+    engine_options = EngineOptions(
+        arena=not options.no_arena,
+        optimisation=options.optimisation,
+        memory=options.memory,
+        wait=options.wait,
+        graph=not options.no_graph,
+        plan=options.plan,
     )
+    return Detector.load(
+        options.bundle,
+        engine=options.engine,
+        scorer=options.scorer,
+        threads=options.threads,
+        options=engine_options,
+        precision=options.precision,
+        key=options.key,
+    )
+
+
+def compile_(options: argparse.Namespace) -> int:
+    """Build a TensorRT plan, check it with the bundle's self-test, keep it if it passes."""
+    build = BuildOptions(batch=options.batch, workspace=options.workspace)
+    compiled = compile_bundle(options.bundle, precision=options.precision, options=build, out=options.out)
+    if options.json:
+        print(json.dumps(compiled.as_dict(), indent=1))
+        return 0
+    identity = compiled.identity
+    print(f"TensorRT {identity.tensorrt}, {identity.gpu} (compute capability {identity.compute_capability})")
+    print(f"self-test passed: {compiled.report}")
+    print(f"plan: {compiled.path} ({compiled.n_bytes} bytes, {compiled.seconds:.1f} s)")
+    return 0
 
 
 def score(options: argparse.Namespace) -> int:
@@ -146,7 +190,9 @@ def export_triton(options: argparse.Namespace) -> int:
 
 
 def doctor(options: argparse.Namespace) -> int:
-    """Print what this machine has."""
+    """Print what this machine has; with --run also write the report of a bundle on it, exit code 1 when it fails."""
+    if options.run_bundle is not None:
+        return _run_report(options)
     components = examine()
     if options.json:
         print(json.dumps([asdict(component) for component in components], indent=1))
@@ -162,6 +208,28 @@ def doctor(options: argparse.Namespace) -> int:
         print("\nhow to get the rest:")
         print("\n".join(f"  {c.name}: {c.how_to_get}" for c in missing))
     return 0
+
+
+def _run_report(options: argparse.Namespace) -> int:
+    report = write_report(options.run_bundle, options.report, n_frames=options.frames)
+    if options.json:
+        print(json.dumps(report, indent=1))
+    else:
+        print(
+            table(
+                [(row["step"], "pass" if row["passed"] else "FAIL", row["detail"]) for row in report["ladder"]],
+                ("step", "result", "detail"),
+            )
+        )
+        print()
+        whole = [
+            (row["path"], *(f"{row['stages']['whole'][k] / 1000:.1f}" for k in _WHOLE)) for row in report["latency"]
+        ]
+        print(table(whole, ("precision, engine, scorer", "p50 us", "p99 us", "max us")))
+        for name, reason in report["left_out"].items():
+            print(f"left out: {name}: {reason}")
+        print(f"\nreport: {options.report}")
+    return 0 if all(row["passed"] for row in report["ladder"]) else 1
 
 
 def _name(detector: Detector, label: int | None) -> str:

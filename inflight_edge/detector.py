@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
@@ -12,27 +13,30 @@ from numpy.typing import NDArray
 
 from inflight_edge.bundle import Bundle, read_bundle
 from inflight_edge.colour import Colour
-from inflight_edge.engines import Engine
-from inflight_edge.engines.onnxruntime import OnnxRuntimeEngine
-from inflight_edge.errors import BundleError, EngineError, InflightError, OptionError
+from inflight_edge.engines import Engine, EngineOptions
+from inflight_edge.engines.tensorrt import TensorRtEngine
+from inflight_edge.errors import EngineError, InflightError, OptionError
 from inflight_edge.guarantee import margin_limit
 from inflight_edge.guard import Guard
-from inflight_edge.scoring import Backend, Scorer, predictor
+from inflight_edge.runtime import ENGINES, make_engine
+from inflight_edge.scoring import Backend, Scorer, available_backends, predictor
 from inflight_edge.verdict import Decision, Verdict
 
 __all__ = ["ENGINES", "Detector", "NoEngine", "make_engine"]
 
 FloatArray = NDArray[np.float32]
-ENGINES = ("onnxruntime",)
 _NO_ROWS = (np.empty(0, np.float32), np.empty(0, np.int32))
 
 
 class Detector:
     """Judges frames with the classifier and the guards of a bundle; fails closed.
 
-    engine   ``onnxruntime``, or an Engine made by the caller.
-    scorer   backend of the scorers: ``auto``, ``cpu`` or ``reference``.
+    bundle   with several precisions: the first one is used, or that of ``bundle.at(precision)``.
+    engine   one of ENGINES, or an Engine made by the caller.
+    scorer   backend of the scorers: ``auto``, ``cpu``, ``cuda``, ``triton`` or ``reference``.  Behind TensorRT ``cuda``
+             judges on the GPU, in one launch with the classifier; ``auto`` does so where it can.
     threads  threads of the engine per call; None leaves the choice to the engine.
+    options  what only one engine has, see EngineOptions.
     log_likelihoods  False leaves them out of the verdicts: with many classes the verdict itself reads far less.
     alpha    None: the rule without a threshold, see verdict.decide.  Else a frame is a trigger when its margin exceeds
              those of clean frames, with a false-alarm rate of at most alpha, see guarantee.margin_limit.
@@ -48,6 +52,7 @@ class Detector:
         engine: str | Engine = "onnxruntime",
         scorer: Backend = "auto",
         threads: int | None = None,
+        options: EngineOptions | None = None,
         log_likelihoods: bool = True,
         alpha: float | None = None,
     ) -> None:
@@ -56,7 +61,15 @@ class Detector:
         self.log_likelihoods = log_likelihoods
         self.predict = predictor()
         self._limits = {} if alpha is None else {guard.target: _limit(guard, alpha) for guard in bundle.guards}
-        self.engine: Engine = make_engine(bundle, engine, threads=threads) if isinstance(engine, str) else engine
+        if isinstance(engine, str):
+            judging = engine == "tensorrt" and (
+                scorer == "cuda" or (scorer == "auto" and "cuda" in available_backends())
+            )
+            engine = make_engine(bundle, engine, threads=threads, options=options, judging=judging)
+        self.engine: Engine = engine
+        self.judge_inputs: Callable[[FloatArray], list[Verdict]] | None = (
+            engine.judge if isinstance(engine, TensorRtEngine) and engine.guards else None
+        )
         self.guards: Mapping[int, Scorer] = MappingProxyType(
             {guard.target: Scorer(guard, backend=scorer) for guard in bundle.guards}
         )
@@ -69,13 +82,22 @@ class Detector:
         engine: str = "onnxruntime",
         scorer: Backend = "auto",
         threads: int | None = None,
+        options: EngineOptions | None = None,
+        precision: str = "fp32",
         log_likelihoods: bool = True,
         alpha: float | None = None,
         key: str | os.PathLike[str] | None = None,
     ) -> Detector:
         """Detector from the bundle folder ``path``, signed by ``key`` if one is given.  Raises as read_bundle, too."""
-        bundle = read_bundle(path, key=key)
-        return cls(bundle, engine=engine, scorer=scorer, threads=threads, log_likelihoods=log_likelihoods, alpha=alpha)
+        return cls(
+            read_bundle(path, key=key).at(precision),
+            engine=engine,
+            scorer=scorer,
+            threads=threads,
+            options=options,
+            log_likelihoods=log_likelihoods,
+            alpha=alpha,
+        )
 
     def __call__(self, frame: NDArray[np.uint8]) -> Verdict:
         """Verdict on one frame: (H, W) or (H, W, channels) uint8, see Preprocess.  INVALID instead of an exception."""
@@ -122,7 +144,14 @@ class Detector:
         if inputs:
             start = clock()
             try:
-                logits, features = self.engine.run(np.stack(list(inputs.values())))
+                batch = np.stack(list(inputs.values()))
+                if self.judge_inputs is not None:
+                    verdicts |= dict(zip(inputs, map(self.as_asked, self.judge_inputs(batch)), strict=True))
+                    if stages:
+                        for i in inputs:
+                            stages[i]["engine"] = clock() - start  # the guard is inside
+                    return [verdicts[i] for i in range(len(frames))]
+                logits, features = self.engine.run(batch)
                 for name, array in (("logits", logits), ("features", features)):
                     if array.ndim != 2 or array.shape[0] != len(inputs):
                         raise EngineError(f"{name}: expected {len(inputs)} rows, got shape {array.shape}")
@@ -143,6 +172,18 @@ class Detector:
             return self.bundle.preprocess(frame, colour)
         except (InflightError, MemoryError) as error:
             return _invalid(_text(error))
+
+    def as_asked(self, verdict: Verdict) -> Verdict:
+        """An engine's verdict, by the limit and with the log-likelihoods that were asked for."""
+        if verdict.decision in (Decision.ACCEPT, Decision.TRIGGER) and verdict.predicted is not None:
+            guard = self.guards[verdict.predicted].guard
+            if self._limits:
+                limit = self._limits[verdict.predicted]
+                decision, source = _by_limit(guard, verdict.log_likelihoods, verdict.margin, limit)
+                verdict = replace(verdict, decision=decision, source=None if source < 0 else source)
+            if not self.log_likelihoods:
+                verdict = replace(verdict, log_likelihoods=_NO_ROWS[0], classes=_NO_ROWS[1])
+        return verdict
 
     def score(self, features: FloatArray, logits: FloatArray) -> Verdict:
         """Verdict from what an engine returned.  features: (D,) float32.  logits: (C,) float32.
@@ -176,7 +217,7 @@ class Detector:
                 problem or "no class explains the features: a log-likelihood is NaN or all are -inf", predicted
             )
         if self._limits:
-            decision, source = _by_limit(scorer, features, margin, self._limits[predicted])
+            decision, source = _by_limit(scorer.guard, scorer.score(features), margin, self._limits[predicted])
         rows, classes = (scorer.score(features), scorer.guard.classes) if self.log_likelihoods else _NO_ROWS
         return Verdict(decision, predicted, None if source < 0 else source, margin, rows, classes)
 
@@ -191,31 +232,6 @@ class NoEngine:
         raise EngineError("this detector was made without an engine; give it logits and features")
 
 
-def make_engine(bundle: Bundle, name: str, *, threads: int | None = None) -> Engine:
-    """Engine ``name`` for the model of a bundle.
-
-    Raises OptionError for an unknown name, DependencyError, EngineError, and BundleError where the model's
-    declared shapes contradict the bundle.
-    """
-    if name not in ENGINES:
-        raise OptionError(f"engine: expected one of {', '.join(ENGINES)}, got {name!r}")
-    engine = OnnxRuntimeEngine(bundle.model, threads=threads)
-    declared = {
-        "logits": (engine.n_classes, len(bundle.class_names)),
-        "features": (engine.n_features, bundle.n_features),
-        **{
-            f"input {axis}": sizes
-            for axis, *sizes in zip(
-                ("channels", "height", "width"), engine.input_shape, bundle.preprocess.input_shape, strict=True
-            )
-        },
-    }
-    for what, (got, expected) in declared.items():
-        if got is not None and got != expected:
-            raise BundleError(f"model.onnx: {what}: expected {expected} as in the bundle, got {got}; calibrate again")
-    return engine
-
-
 def _limit(guard: Guard, alpha: float) -> float:
     try:
         return margin_limit(guard.clean_margins, alpha)
@@ -223,13 +239,13 @@ def _limit(guard: Guard, alpha: float) -> float:
         raise OptionError(f"guard of class {guard.target}: {error}") from None
 
 
-def _by_limit(scorer: Scorer, features: FloatArray, margin: float, limit: float) -> tuple[Decision, int]:
-    """Decision and source (-1 for none) when a trigger is a margin above the limit."""
+def _by_limit(guard: Guard, scores: FloatArray, margin: float, limit: float) -> tuple[Decision, int]:
+    """Decision and source (-1 for none) when a trigger is a margin above the limit.  scores: (R,) nats."""
     if margin <= limit:
         return Decision.ACCEPT, -1
-    others = scorer.score(features)
-    others[scorer.guard.target_row] = -np.inf
-    return Decision.TRIGGER, int(scorer.guard.classes[np.argmax(others)])
+    others = scores.copy()
+    others[guard.target_row] = -np.inf
+    return Decision.TRIGGER, int(guard.classes[np.argmax(others)])
 
 
 def _problem(name: str, array: object, length: int) -> str:

@@ -62,6 +62,7 @@ _LIBRARIES = (
     ),
     ("safetensors", "safetensors", "reading and writing bundles", "pip install safetensors"),
     ("ONNX Runtime", "onnxruntime", "the classifier on the CPU", "pip install 'inflight-edge[onnxruntime]'"),
+    ("OpenVINO", "openvino", "the classifier on the CPU", "pip install 'inflight-edge[openvino]'"),
     ("cryptography", "cryptography", "signed bundles", "pip install 'inflight-edge[signing]'"),
     ("Pillow", "PIL.Image", "image files, evidence and annotated video", "pip install 'inflight-edge[camera]'"),
     ("PyAV", "av", "video files, RTSP and USB cameras", "pip install 'inflight-edge[video]'"),

@@ -16,7 +16,18 @@ from inflight_edge.scoring import available_backends, instruction_set
 
 __all__ = ["describe_environment"]
 
-_PACKAGES = ("inflight-edge", "numpy", "onnxruntime", "scikit-learn", "scipy", "torch", "skl2onnx")
+_PACKAGES = (
+    "inflight-edge",
+    "numpy",
+    "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "pycuda",
+    "scikit-learn",
+    "scipy",
+    "torch",
+    "skl2onnx",
+)
 
 
 def describe_environment() -> dict[str, Any]:

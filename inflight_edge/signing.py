@@ -11,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from inflight_edge._layout import SIGNATURE
 from inflight_edge._optional import require
 from inflight_edge.errors import BundleError, OptionError
 
-__all__ = ["SIGNATURE_BYTES", "SIGNATURE_FILE", "check_signature", "read_public_key", "sign_manifest", "write_keys"]
+__all__ = ["SIGNATURE_BYTES", "check_signature", "read_public_key", "sign_manifest", "write_keys"]
 
-SIGNATURE_FILE = "bundle.sig"
 SIGNATURE_BYTES = 64
 # In front of the manifest: what was signed for another purpose with the same key is no signature of a bundle.
 _PREFIX = b"inflight-edge bundle signature 1\0"
@@ -86,11 +86,11 @@ def check_signature(manifest: bytes, signature: bytes | None, key: Any, path: Pa
     """
     remedy = "do not use this bundle; get it, and the key, from its owner again"
     if signature is None:
-        raise BundleError(f"{path}: expected a bundle signed by its owner, got one without {SIGNATURE_FILE}; {remedy}")
+        raise BundleError(f"{path}: expected a bundle signed by its owner, got one without {SIGNATURE}; {remedy}")
     try:
         key.verify(signature, _PREFIX + manifest)
     except require("cryptography.exceptions", _REMEDY).InvalidSignature as error:
-        where = path / SIGNATURE_FILE
+        where = path / SIGNATURE
         raise BundleError(
             f"{where}: expected the signature of bundle.json by this key, got another key's or of other contents; {remedy}"
         ) from error

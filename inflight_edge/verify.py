@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
 
 from inflight_edge.bundle import Bundle, read_bundle
-from inflight_edge.detector import ENGINES, Detector, NoEngine, make_engine
+from inflight_edge.detector import Detector, NoEngine
 from inflight_edge.engines import Engine
 from inflight_edge.errors import DependencyError, InflightError
 from inflight_edge.guard import FloatArray
+from inflight_edge.runtime import ENGINES, close_engine, make_engine
 from inflight_edge.scoring import Backend, available_backends
 from inflight_edge.verdict import Verdict
 
-__all__ = ["ENGINE_TOLERANCE", "SCORER_TOLERANCE", "Check", "verify"]
+__all__ = ["ENGINE_TOLERANCES", "SCORER_TOLERANCE", "Check", "verify"]
 
-# Allowed |got - expected| / (1 + |expected|): float32 kernels sum in different orders.
-ENGINE_TOLERANCE = 1e-3
+# Allowed |got - expected| / (1 + |expected|): float32 kernels sum in different orders; so do those of float16, and round
+# each layer's values to 11 bits; a value at the edge between two of int8's 255 steps may fall on either.
+ENGINE_TOLERANCES = {"fp32": 1e-3, "fp16": 3e-2, "int8": 5e-1}
 SCORER_TOLERANCE = 1e-4
 
 
@@ -34,7 +36,9 @@ class Check:
 
 
 def verify(path: str | os.PathLike[str], *, key: str | os.PathLike[str] | None = None) -> list[Check]:
-    """Check the bundle folder ``path``: files and invariants, then its self-test on all that this machine has.
+    """Check the bundle folder ``path``: files and invariants, then its self-tests on all that this machine has.
+
+    Each precision is checked on each engine; TensorRT takes part where a plan was compiled.
 
     key: file of the public key that must have signed the bundle.
 
@@ -47,8 +51,17 @@ def verify(path: str | os.PathLike[str], *, key: str | os.PathLike[str] | None =
         return [Check("bundle", False, str(error))]
     n_frames, n_guards = bundle.self_test.frames.shape[0], len(bundle.guards)
     signed = "no key given: signature not checked" if key is None else f"signed by {key}"
-    detail = f"hashes and invariants hold; {signed}; guards {n_guards}, self-test frames {n_frames}"
+    held = "" if not bundle.variants else f", precisions {', '.join(bundle.precisions)}"
+    detail = f"hashes and invariants hold; {signed}; guards {n_guards}, self-test frames {n_frames}{held}"
     checks = [Check("bundle", True, detail)]
+    for precision in bundle.precisions:
+        prefix = f"{precision}: " if bundle.variants else ""
+        checks += [replace(check, name=prefix + check.name) for check in _check_precision(bundle.at(precision))]
+    return checks
+
+
+def _check_precision(bundle: Bundle) -> list[Check]:
+    checks: list[Check] = []
     backends = cast(tuple[Backend, ...], available_backends())
     for backend in backends:
         checks += _check_scorer(bundle, backend)
@@ -59,6 +72,7 @@ def verify(path: str | os.PathLike[str], *, key: str | os.PathLike[str] | None =
         elif engine is not None:
             checks += _check_engine(bundle, engine)
             checks += [_check_path(bundle, engine, backend) for backend in backends]
+            close_engine(engine)
     if not any(engines):
         remedy = "pip install 'inflight-edge[onnxruntime]'"
         checks.append(Check("engine", False, f"expected an engine ({', '.join(ENGINES)}), got none here; {remedy}"))
@@ -77,15 +91,15 @@ def _make_engine(bundle: Bundle, name: str) -> Engine | Check | None:
 
 def _check_engine(bundle: Bundle, engine: Engine) -> Iterator[Check]:
     """Logits and features of the self-test's frames."""
-    test = bundle.self_test
+    test, tolerance = bundle.self_test, ENGINE_TOLERANCES[bundle.precision]
     try:
         outputs = [engine.run(bundle.preprocess(frame)[None]) for frame in test.frames]
         logits, features = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
     except InflightError as error:
         yield Check(f"engine {engine.name}", False, str(error))
         return
-    yield _compare(f"engine {engine.name}: logits", logits, test.logits, ENGINE_TOLERANCE)
-    yield _compare(f"engine {engine.name}: features", features, test.features, ENGINE_TOLERANCE)
+    yield _compare(f"engine {engine.name}: logits", logits, test.logits, tolerance)
+    yield _compare(f"engine {engine.name}: features", features, test.features, tolerance)
 
 
 def _check_scorer(bundle: Bundle, backend: Backend) -> Iterator[Check]:

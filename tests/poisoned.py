@@ -96,6 +96,11 @@ def bundle() -> Bundle:
     return calibrate(classifier(), poisoned().defence, inspected(), progress=False)
 
 
+@functools.cache
+def bundle_of_precisions() -> Bundle:
+    return calibrate(classifier(), poisoned().defence, inspected(), precisions=("fp16", "int8"), progress=False)
+
+
 def write_npz(path: Path, data: ImageSet) -> Path:
     np.savez(path, images=np.asarray(data.images), labels=data.labels)
     return path

@@ -148,8 +148,11 @@ BAD_MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         "expected format 'inflight-edge-bundle', got str 'zip'; is this a bundle",
     ),
     "no format": (drop("format"), "expected format 'inflight-edge-bundle', got NoneType None"),
-    "newer": (change("format_version", to=2), "expected format_version 1, got 2; update inflight-edge or calibrate"),
-    "older": (change("format_version", to=0), "expected format_version 1, got 0"),
+    "newer": (
+        change("format_version", to=3),
+        "expected format_version 1 or 2, got 3; update inflight-edge or calibrate",
+    ),
+    "older": (change("format_version", to=0), "expected format_version 1 or 2, got 0"),
     "version true": (change("format_version", to=True), "format_version: expected an integer, got bool True"),
     "version text": (change("format_version", to="1"), "format_version: expected an integer, got str '1'"),
     "unknown key": (change("extra", to=1), "expected .*, got str 'extra' too"),

@@ -281,7 +281,7 @@ def test_judge_takes_each_frames_colour_and_gives_its_times(detector: Detector) 
 
 
 def test_unknown_engine_and_scorer_are_named() -> None:
-    with pytest.raises(OptionError, match="engine: expected one of onnxruntime, got 'tflite'"):
+    with pytest.raises(OptionError, match="engine: expected one of onnxruntime, openvino, tensorrt, got 'tflite'"):
         Detector(tiny_bundle(), engine="tflite")
     with pytest.raises(OptionError, match="backend: expected one of auto, cpu, cuda, triton, reference, got 'gpu'"):
         Detector(tiny_bundle(), scorer="gpu")  # type: ignore[arg-type]

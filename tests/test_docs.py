@@ -61,9 +61,8 @@ def options_of(parser: argparse.ArgumentParser) -> set[str]:
 
 
 def all_documented_commands() -> list[str]:
-    return sorted(
-        {line for text in (README, ARCHITECTURE, CONTRIBUTING, SECURITY) for line in commands(text, "inflight-edge")}
-    )
+    texts = (README, ARCHITECTURE, CONTRIBUTING, SECURITY, (ROOT / "docs" / "jetson.md").read_text())
+    return sorted({line for text in texts for line in commands(text, "inflight-edge")})
 
 
 def test_commands_are_found() -> None:

@@ -32,6 +32,7 @@ def test_this_machine() -> None:
         "CUDA scorer",
         "safetensors",
         "ONNX Runtime",
+        "OpenVINO",
         "cryptography",
         "Pillow",
         "PyAV",

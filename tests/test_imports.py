@@ -116,6 +116,7 @@ LAYERS = (
     {"errors"},
     {"colour", "uri", "affinity", "logs", "sd_notify"},
     {"guard", "preprocess", "verdict", "_optional"},
+    {"_layout"},
     {
         "_strict",
         "_files",
@@ -131,11 +132,14 @@ LAYERS = (
         "actions",
     },
     {"bundle"},
+    {"runtime"},
     {"detector", "environment", "events"},
     {"bench", "verify", "sources", "sinks", "serving", "gstreamer", "frame_queue", "judging", "counters"},
     {"capture", "delivery", "inference", "reload"},
     {"pipeline"},
     {"settings"},
+    {"compile"},
+    {"report"},
 )
 
 

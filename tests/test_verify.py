@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from bundles import tiny_guard, tiny_model, tiny_self_test, written
+from bundles import tiny_bundle, tiny_guard, tiny_model, tiny_self_test, written
 
-from inflight_edge import SelfTest
+from inflight_edge import SelfTest, write_bundle
+from inflight_edge.bundle import Variant
 from inflight_edge.verify import Check, verify
 
+ENGINES_HERE = [name for name in ("onnxruntime", "openvino") if importlib.util.find_spec(name)]
 GUARDS = (tiny_guard(3), tiny_guard(0, "shared"))
 
 
@@ -36,10 +40,15 @@ def test_good_bundle_passes_on_every_engine_and_scorer(tmp_path: Path) -> None:
         "scorer reference: log-likelihoods, target 3",
         "scorer reference: log-likelihoods, target 0",
         "scorer reference: verdicts",
-        "engine onnxruntime: logits",
-        "engine onnxruntime: features",
-        "frames to verdicts: onnxruntime, cpu",
-        "frames to verdicts: onnxruntime, reference",
+    ] + [
+        name.format(engine)
+        for engine in ENGINES_HERE
+        for name in (
+            "engine {}: logits",
+            "engine {}: features",
+            "frames to verdicts: {}, cpu",
+            "frames to verdicts: {}, reference",
+        )
     ]
     assert checks[0].detail == (
         "hashes and invariants hold; no key given: signature not checked; guards 2, self-test frames 6"
@@ -107,8 +116,7 @@ def test_differing_verdicts_are_described_by_class_name(tmp_path: Path) -> None:
         (
             "scorer cpu: verdicts",
             "scorer reference: verdicts",
-            "frames to verdicts: onnxruntime, cpu",
-            "frames to verdicts: onnxruntime, reference",
+            *(f"frames to verdicts: {name}, {scorer}" for name in ENGINES_HERE for scorer in ("cpu", "reference")),
         ),
         detail,
     )
@@ -116,7 +124,7 @@ def test_differing_verdicts_are_described_by_class_name(tmp_path: Path) -> None:
 
 def test_model_that_does_not_load_is_reported_and_scorers_are_still_checked(tmp_path: Path) -> None:
     checks = verify(written(tmp_path / "bundle", model=b"junk"))
-    assert list(failed(checks)) == ["engine onnxruntime"]
+    assert list(failed(checks)) == [f"engine {name}" for name in ENGINES_HERE]
     assert failed(checks)["engine onnxruntime"].startswith("model: expected an ONNX file, got")
     assert sum(check.name.startswith("scorer") for check in checks) == 6
 
@@ -136,8 +144,26 @@ def test_frames_that_do_not_fit_the_model_are_reported(tmp_path: Path) -> None:
 
 
 def test_without_any_engine_it_does_not_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    for name in ENGINES_HERE:
+        monkeypatch.setitem(sys.modules, name, None)
     checks = verify(written(tmp_path / "bundle"))
     assert failed(checks) == {
-        "engine": "expected an engine (onnxruntime), got none here; pip install 'inflight-edge[onnxruntime]'"
+        "engine": "expected an engine (onnxruntime, openvino, tensorrt), got none here; pip install 'inflight-edge[onnxruntime]'"
     }
+
+
+def test_every_precision_is_checked(tmp_path: Path) -> None:
+    half = self_test(logits=self_test().logits + np.float32(0.02))
+    bundle = replace(tiny_bundle(), variants={"fp16": Variant(tiny_model(), GUARDS, half)})
+    write_bundle(bundle, tmp_path / "bundle")
+    checks = verify(tmp_path / "bundle")
+    assert failed(checks) == {}
+    names = [check.name for check in checks]
+    assert checks[0].detail.endswith("self-test frames 6, precisions fp32, fp16")
+    for name in (*(f"engine {engine}: logits" for engine in ENGINES_HERE), "scorer cpu: verdicts"):
+        assert names.count(f"fp32: {name}") == names.count(f"fp16: {name}") == 1
+    broken = self_test(logits=self_test().logits + np.float32(0.2))
+    write_bundle(replace(bundle, variants={"fp16": Variant(tiny_model(), GUARDS, broken)}), tmp_path / "broken")
+    found = failed(verify(tmp_path / "broken"))
+    assert set(found) == {f"fp16: engine {engine}: logits" for engine in ENGINES_HERE}
+    assert "allowed 0.03" in next(iter(found.values()))

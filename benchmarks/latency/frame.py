@@ -121,7 +121,7 @@ class _Defences:
         assert isinstance(engine, OnnxRuntimeEngine)
         self.buffer = np.empty_like(frames[0])
         self._preprocess, self._engine = detector.bundle.preprocess, engine
-        self._session, self._input = engine._session, engine._input
+        self._session, self._input = engine._session, engine._signature.input_name
         shape = detector.bundle.preprocess.input_shape
         others = rng.integers(0, 256, (BLENDS, *shape[1:], shape[0]), np.uint8)
         self._clean = np.stack([self._preprocess(other) for other in others])

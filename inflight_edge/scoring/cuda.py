@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from inflight_edge._optional import require
 from inflight_edge.errors import OptionError, ScoreError
 from inflight_edge.guard import KINDS, FloatArray, Guard
 from inflight_edge.scoring.device import Device, Memory, capability
+from inflight_edge.scoring.graph import CudaGraph, capture, check_status, load_binding
 from inflight_edge.scoring.parameters import Parameters, prepare
 from inflight_edge.scoring.verdict_record import VerdictArray, is_record, write_verdict
 from inflight_edge.verdict import Decision, Verdict
@@ -42,8 +42,6 @@ PARAMS = np.dtype(
 )
 OUT = np.dtype([("verdicts", "u8"), ("log_likelihoods", "u8")], align=True)
 
-_BINDING = "inflight_edge.scoring._cuda"
-_REMEDY = "install inflight-edge again where nvcc is on the PATH, or choose another backend"
 _DECISIONS = (Decision.INVALID, Decision.ACCEPT, Decision.TRIGGER, Decision.UNGUARDED)
 
 
@@ -56,7 +54,8 @@ class CudaScorer:
     index       of the GPU.
     memory      of the results, see Device.
 
-    device      the Device: its stream is the one to enqueue an engine's work on, its buffers hold inputs.
+    device      an open one to share, whose index and memory count then; its owner closes it.  The attribute holds the
+                one in use: its stream is the one to enqueue an engine's work on, its buffers hold inputs.
     Any thread may call it, one at a time.  Close it, or use it in ``with``.
     Raises OptionError, DependencyError without pycuda, binding or GPU, and ScoreError when the driver refuses.
     """
@@ -69,6 +68,7 @@ class CudaScorer:
         max_frames: int = 1,
         index: int = 0,
         memory: Memory = "auto",
+        device: Device | None = None,
     ) -> None:
         _check_options(guards, n_classes, max_frames)
         self.guards = tuple(guards)
@@ -76,12 +76,13 @@ class CudaScorer:
         self.max_rows = max(guard.classes.shape[0] for guard in guards)
         self.max_frames = max_frames
         self._n_frames = 0
-        self._binding: Any = require(_BINDING, _REMEDY)
-        self.device = Device(index, memory)
+        self._binding = load_binding()
+        self._owned = device is None
+        self.device = Device(index, memory) if device is None else device
         try:
             self._allocate(n_classes)
         except BaseException:
-            self.device.close()
+            self.close()
             raise
 
     def _allocate(self, n_classes: int) -> None:
@@ -128,10 +129,14 @@ class CudaScorer:
         params, out = int(self._params.ctypes.data), int(self._out.ctypes.data)
         with self.device.current():
             status = self._binding.launch(params, features, logits or 0, out, n_frames, self.device.stream)
-            self._check(status, "launch")
+            check_status(self._binding, status, "launch")
             if n_frames:
                 self._verdicts.to_host(n_frames)
                 self._scores.to_host(n_frames)
+
+    def forget(self) -> None:
+        """Make the results on the host those of nobody, so that a batch that never ran cannot pass for the last one."""
+        self._verdicts.host.view(np.uint8)[...] = 0
 
     def results(self) -> tuple[NDArray[np.void], FloatArray]:
         """Wait for the stream; the last batch's verdicts (max_frames,) VERDICT and log-likelihoods (max_frames, R).
@@ -153,16 +158,12 @@ class CudaScorer:
 
         Nothing of it runs now; what it uses must have run once before.  Its exception ends the capture and comes out.
         """
-        with self.device.current():
-            handle, status, error = self._binding.graph_capture(enqueue, self.device.stream)
-        if error is not None:
-            raise error
-        self._check(status, "capture")
-        return CudaGraph(self, handle)
+        return capture(self.device, self._binding, enqueue)
 
     def close(self) -> None:
-        """Wait for the stream and free everything; a second call does nothing."""
-        self.device.close()
+        """Wait for the stream and free everything, if the device is its own; a second call does nothing."""
+        if self._owned:
+            self.device.close()
 
     def __enter__(self) -> CudaScorer:
         return self
@@ -171,33 +172,6 @@ class CudaScorer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _check(self, status: int, what: str) -> None:
-        if status:
-            text = self._binding.error_text(status)
-            raise ScoreError(f"{what}: expected success, got CUDA error {status}: {text}; run doctor")
-
-
-class CudaGraph:
-    """Work recorded by CudaScorer.capture: launched again and again, addresses and shapes fixed.  Close it first."""
-
-    def __init__(self, scorer: CudaScorer, handle: int) -> None:
-        self._scorer, self._handle = scorer, handle
-
-    def launch(self) -> None:
-        """Enqueue all of it on the scorer's stream.  Raises ScoreError."""
-        with self._scorer.device.current():
-            status = self._scorer._binding.graph_launch(self._handle, self._scorer.device.stream)
-        self._scorer._check(status, "graph")
-
-    def close(self) -> None:
-        """Wait for the stream and free the graph; a second call does nothing."""
-        if self._handle:
-            self._scorer.device.synchronize()
-            handle, self._handle = self._handle, 0
-            with self._scorer.device.current():
-                status = self._scorer._binding.graph_destroy(handle)
-            self._scorer._check(status, "graph")
 
 
 class DeviceScorer(Protocol):
@@ -259,7 +233,7 @@ class DeviceBackend:
 
 def check() -> None:
     """Raises DependencyError when the backend ``cuda`` cannot run here."""
-    require(_BINDING, _REMEDY)
+    load_binding()
     capability()
 
 

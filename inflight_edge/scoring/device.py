@@ -72,6 +72,7 @@ class Device:
 
     stream             handle of the stream, an int; pycuda_stream is pycuda's object.
     capability         compute capability, (8, 7) for one.
+    gpu                name of the GPU.
     Any thread may call it.  Raises OptionError, DependencyError without pycuda or GPU, ScoreError when the driver fails.
     """
 
@@ -88,6 +89,7 @@ class Device:
         if memory == "auto":
             memory = "mapped" if gpu.get_attribute(self.driver.device_attribute.INTEGRATED) else "copied"
         self.memory: str = memory
+        self.gpu: str = gpu.name()
         self._allocations: list[Any] = []
         with self.current():
             self.pycuda_stream: Any = self.driver.Stream(_NON_BLOCKING)

@@ -21,14 +21,17 @@ from cuda_cases import CSRC, FMA, HOST, WARNINGS, compile_checked
 from inflight_edge.preprocess_cuda import IMAGE, INPUT
 from inflight_edge.scoring.cuda import GUARD, OUT, PARAMS, VERDICT
 
+_ALIGNMENT = 256  # as cudaMalloc promises
+
 
 class DriverError(Exception):
     """pycuda.driver.Error."""
 
 
-def compile_library(target: Path) -> ctypes.CDLL:
-    """The CUDA scorer on the CPU as a shared library."""
-    flags = ["-std=c++20", "-O2", *WARNINGS, *FMA, "-shared", "-fPIC", f"-I{HOST}", f"-I{CSRC}"]
+def compile_library(target: Path, block: int | None = None) -> ctypes.CDLL:
+    """The CUDA scorer on the CPU as a shared library; fewer threads a block run sooner."""
+    flags = [] if block is None else [f"-DIFE_CUDA_BLOCK={block}"]
+    flags += ["-std=c++20", "-O2", *WARNINGS, *FMA, "-shared", "-fPIC", f"-I{HOST}", f"-I{CSRC}"]
     compile_checked("g++", *flags, "-x", "c++", CSRC / "score_cuda.cu", CSRC / "preprocess_cuda.cu", "-o", target)
     library = ctypes.CDLL(str(target))
     pointers = [ctypes.c_void_p] * 4
@@ -45,7 +48,8 @@ class Allocation:
             raise DriverError("cuMemAlloc failed: out of memory")
         driver.check_current()
         self._driver = driver
-        self.bytes = np.full(n_bytes, 0xFF, np.uint8)
+        raw = np.full(n_bytes + _ALIGNMENT, 0xFF, np.uint8)
+        self.bytes = raw[-raw.ctypes.data % _ALIGNMENT :][:n_bytes]
         self.address = self.bytes.ctypes.data
         driver.live[self.address] = self
 
@@ -79,7 +83,10 @@ def is_pinned(array: np.ndarray) -> bool:
 def pinned(driver: Driver, n_bytes: int, mapped: bool) -> Pinned:
     driver.check_current()
     fields = [("bytes", ctypes.c_uint8 * n_bytes)]
-    made: Pinned = type("PinnedArray", (Pinned,), {"_fields_": fields, "driver": driver, "mapped": mapped})()
+    kind: type[Pinned] = type("PinnedArray", (Pinned,), {"_fields_": fields, "driver": driver, "mapped": mapped})
+    raw = bytearray(n_bytes + _ALIGNMENT)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(raw))
+    made = kind.from_buffer(raw, -start % _ALIGNMENT)
     driver.live[ctypes.addressof(made)] = made
     return made
 
@@ -95,7 +102,10 @@ class Stream:
 
     def put(self, work: Callable[[], None]) -> None:
         self._driver.check_current()
-        (self.queue if self.capturing is None else self.capturing).append(work)
+        if self._driver.eager and self.capturing is None:
+            work()
+        else:
+            (self.queue if self.capturing is None else self.capturing).append(work)
 
     def synchronize(self) -> None:
         self._driver.check_current()
@@ -104,6 +114,40 @@ class Stream:
         queue, self.queue = self.queue, []
         for work in queue:
             work()
+
+
+class Event:
+    """What is recorded is done when the stream's work before it has been run."""
+
+    def __init__(self, driver: Driver, flags: int) -> None:
+        driver.check_current()
+        assert type(flags) is int
+        self._driver, self.flags, self.waits = driver, flags, {"synchronize": 0, "query": 0}
+        self._stream: Stream | None = None
+        self._done = True
+
+    def record(self, stream: Stream) -> None:
+        self._stream, self._done = stream, False
+        stream.put(self._finish)
+
+    def _finish(self) -> None:
+        self._done = True
+
+    def synchronize(self) -> None:
+        self._driver.check_current()
+        self.waits["synchronize"] += 1
+        while not self._done:
+            assert self._stream is not None
+            self._stream.queue.pop(0)()
+
+    def query(self) -> bool:
+        """One piece of work is done per look."""
+        self._driver.check_current()
+        self.waits["query"] += 1
+        if not self._done:
+            assert self._stream is not None
+            self._stream.queue.pop(0)()
+        return self._done
 
 
 class Function:
@@ -172,6 +216,7 @@ class Driver:
     Error = DriverError
     host_alloc_flags = SimpleNamespace(DEVICEMAP=2)
     device_attribute = SimpleNamespace(INTEGRATED="integrated")
+    event_flags = SimpleNamespace(BLOCKING_SYNC=1, DISABLE_TIMING=2)
 
     def __init__(self, *, integrated: bool = False, devices: int = 1, capability: tuple[int, int] = (8, 7)) -> None:
         self.capability = capability
@@ -180,6 +225,8 @@ class Driver:
         # (kind, arrays) -> scores in the place of the CUDA kernel, for kernels of the Triton language.
         self.interpret: Callable[[int, dict[str, np.ndarray]], np.ndarray] | None = None
         self.integrated, self.devices = integrated, devices
+        self.name = "Double of a GPU"
+        self.eager = False  # work is done as soon as it is put on a stream, not when somebody waits: both happen
         self.memory_limit = 1 << 30
         # Weak: as with pycuda, what nobody holds any more is freed.
         self.live: WeakValueDictionary[int, Allocation | Pinned] = WeakValueDictionary()
@@ -210,6 +257,7 @@ class Driver:
         return SimpleNamespace(
             retain_primary_context=self._retain,
             get_attribute={"integrated": int(self.integrated)}.__getitem__,
+            name=lambda: self.name,
             compute_capability=lambda: self.capability,
         )
 
@@ -224,6 +272,9 @@ class Driver:
     def Stream(self, flags: int = 0) -> Stream:  # noqa: N802  pycuda's name
         assert flags == 1, "CU_STREAM_NON_BLOCKING: no implicit order with the default stream"
         return Stream(self)
+
+    def Event(self, flags: int) -> Event:  # noqa: N802  pycuda's name
+        return Event(self, flags)
 
     def mem_alloc(self, n_bytes: int) -> Allocation:
         return Allocation(self, n_bytes)
@@ -285,6 +336,7 @@ class Binding:
         self.launches: list[np.ndarray] = []
         self.status = 0
         self.graphs: dict[int, list[Callable[[], None]]] = {}
+        self.captured = 0
 
     def groups(self, kind: int, n_rows: int, n_components: int) -> int:
         assert {type(kind), type(n_rows), type(n_components)} == {int}
@@ -364,7 +416,8 @@ class Binding:
             target.capturing = None
             return 0, 999, error
         recorded, target.capturing = target.capturing, None
-        handle = 0x6000 + len(self.graphs)
+        self.captured += 1
+        handle = 0x6000 + self.captured
         self.graphs[handle] = recorded
         return handle, 0, None
 
