@@ -75,7 +75,30 @@ ife_status ife_score(const ife_scorer *scorer, const float *features, float *log
     return ife_score_batch(scorer, features, 1, log_likelihoods);
 }
 
+/* Goes on with the rows first .. first + count - 1: the target's value, the best other one and its class. */
+static void compare(const ife_scorer *scorer, const float *rows, int32_t first, int32_t count, float *target, float *best,
+                    int32_t *source) {
+    for (int32_t r = 0; r < count; ++r)
+        if (first + r == scorer->target_row) {
+            *target = rows[r];
+        } else if (rows[r] > *best) {
+            *best = rows[r];
+            *source = scorer->classes[first + r];
+        }
+}
+
 /* The rule of inflight_edge/verdict.py. */
+static void decide(float target, float best, int32_t source, int32_t n_scored, ife_verdict *verdict) {
+    verdict->n_scored = n_scored;
+    verdict->margin = (double)best - (double)target; /* both -INFINITY: NaN */
+    if (verdict->margin < 0.0) {
+        verdict->decision = IFE_VERDICT_ACCEPT;
+    } else if (verdict->margin >= 0.0) {
+        verdict->decision = IFE_VERDICT_TRIGGER;
+        verdict->source = source;
+    }
+}
+
 ife_status ife_judge(const ife_scorer *scorer, const float *features, ife_verdict *verdict) {
     float rows[IFE_BOUNDED_COMPONENTS];
     float target = -INFINITY, best = -INFINITY;
@@ -86,23 +109,21 @@ ife_status ife_judge(const ife_scorer *scorer, const float *features, ife_verdic
         const int32_t count = left < IFE_BOUNDED_COMPONENTS ? left : IFE_BOUNDED_COMPONENTS;
         const ife_status status =
             scorer->bounded ? scorer->kernels->score_best(scorer, features, rows, &n_scored)
-                          : scorer->kernels->score(scorer, features, 1, first, first + count, true, rows, 0);
+                            : scorer->kernels->score(scorer, features, 1, first, first + count, true, rows, 0);
         if (status != IFE_OK) return status;
-        for (int32_t r = 0; r < count; ++r)
-            if (first + r == scorer->target_row) {
-                target = rows[r];
-            } else if (rows[r] > best) {
-                best = rows[r];
-                source = scorer->classes[first + r];
-            }
+        compare(scorer, rows, first, count, &target, &best, &source);
     }
-    verdict->n_scored = n_scored;
-    verdict->margin = (double)best - (double)target; /* both -INFINITY: NaN */
-    if (verdict->margin < 0.0) {
-        verdict->decision = IFE_VERDICT_ACCEPT;
-    } else if (verdict->margin >= 0.0) {
-        verdict->decision = IFE_VERDICT_TRIGGER;
-        verdict->source = source;
-    }
+    decide(target, best, source, n_scored, verdict);
+    return IFE_OK;
+}
+
+ife_status ife_explain(const ife_scorer *scorer, const float *features, float *log_likelihoods, ife_verdict *verdict) {
+    float target = -INFINITY, best = -INFINITY;
+    int32_t source = -1;
+    *verdict = (ife_verdict){IFE_VERDICT_INVALID, -1, NAN, 0, scorer->n_rows};
+    const ife_status status = ife_score(scorer, features, log_likelihoods);
+    if (status != IFE_OK) return status;
+    compare(scorer, log_likelihoods, 0, scorer->n_rows, &target, &best, &source);
+    decide(target, best, source, scorer->n_rows, verdict);
     return IFE_OK;
 }
