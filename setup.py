@@ -42,7 +42,10 @@ class BuildExtensions(build_ext):
 
 scorer = Extension(
     "inflight_edge.scoring._cpu",
-    sources=["inflight_edge/scoring/_cpu.pyx", "csrc/predict.c", "csrc/score.c", "csrc/score_portable.c"],
+    sources=[
+        "inflight_edge/scoring/_cpu.pyx",
+        *(f"csrc/{name}.c" for name in ("predict", "score", "load", "score_portable")),
+    ],
     # The .pyx too: setuptools puts what is listed here into the sdist, and by itself only the generated .c.
     depends=["inflight_edge/scoring/_cpu.pyx", *sorted(str(path) for path in Path("csrc").glob("*.[ch]"))],
     include_dirs=["csrc", numpy.get_include()],

@@ -117,9 +117,17 @@ IFE_API ife_status ife_score_batch(const ife_scorer *scorer, const float *featur
  * a shared guard of few components (M <= D / 2) is judged in the subspace of its means; the margin then differs from
  * the difference of two log-likelihoods by their error at most.  A diagonal or shared guard of many rows is read with
  * 8 bits a parameter first, and in full only where the bounds from that leave a doubt: decision, source and margin are
- * those of all log-likelihoods, bit for bit.
+ * those of all log-likelihoods, bit for bit.  So they are of a full guard, whose rows are left where the sum over the
+ * first rows of their triangle is already too large.
  */
 IFE_API ife_status ife_judge(const ife_scorer *scorer, const float *features, ife_verdict *verdict);
+
+/*
+ * ife_score, and the verdict that its log-likelihoods (R) make: one pass, for a reader who wants both.  No heap, no lock.
+ * Not finite: every log-likelihood is NaN, the verdict is INVALID.
+ */
+IFE_API ife_status ife_explain(const ife_scorer *scorer, const float *features, float *log_likelihoods,
+                               ife_verdict *verdict);
 
 /* Class index of the largest of logits (n_classes), the lowest among equals; -1 when one is not finite or none there. */
 IFE_API int32_t ife_predict(const float *logits, int32_t n_classes);

@@ -20,7 +20,7 @@ typedef struct {
                         int32_t end_row, bool relative, float *out, size_t stride);
     /*
      * Log-likelihoods of one frame under the target and under every row that may be the best of the others; -INFINITY
-     * for the rest.  out (R), R <= IFE_BOUNDED_COMPONENTS.  For a scorer with codes; returns the number of rows scored in
+     * for the rest.  out (R), R <= IFE_BOUNDED_COMPONENTS.  For a bounded scorer; returns the number of rows scored in
      * n_scored.
      */
     ife_status (*score_best)(const ife_scorer *scorer, const float *features, float *out, int32_t *n_scored);
@@ -30,6 +30,9 @@ typedef struct {
 } ife_kernels;
 
 extern const ife_kernels ife_kernels_portable, ife_kernels_avx2, ife_kernels_avx512, ife_kernels_neon;
+
+/* Implementation i that this processor runs, fastest first; NULL past the end. */
+const ife_kernels *ife_kernels_at(int32_t i);
 
 /* Components that the first pass with codes holds bounds for, on the stack. */
 #define IFE_BOUNDED_COMPONENTS 4096
@@ -52,7 +55,8 @@ typedef struct {
 /*
  * P = D rounded up to IFE_LANES.  Padding adds nothing: mean 0, scale 1, means 0, whitener 0.
  *
- * centres    diagonal: (M, P / 16, 2, 16): 16 means, then their 16 inverse deviations, in one stream;
+ * centres    diagonal: for each group of G = 4 components (at the end of 2 and of 1), (P / 16, G, 2, 16): 16 means, then
+ *            their 16 inverse deviations, of each in turn, so that what is summed together is one stream;
  *            shared, full: (M, P)
  * panels     shared: one, full: M lower triangles, each in panels of 16 rows: panel p holds its columns
  *            0 .. 16 p + 15 one after another, 16 rows of each: 16 rows are summed without a horizontal addition
@@ -68,6 +72,7 @@ struct ife_scorer {
     int32_t n_components;
     int32_t target_row;
     int32_t rank; /* 0: no subspace, or it would read more than the whitener */
+    bool bounded; /* the verdict leaves out rows that cannot be the best: score_best */
     size_t padded;
     double largest_norm; /* |z - origin|^2 below it: no distance overflows, hence the subspace may stand for all */
     int32_t *offsets;
@@ -87,6 +92,35 @@ struct ife_scorer {
 
 static inline size_t ife_padded(size_t n) {
     return (n + IFE_LANES - 1) / IFE_LANES * IFE_LANES;
+}
+
+/* Parameters read, for the benchmark alone: one thread, and a library built for it. */
+#ifdef IFE_COUNT_BYTES
+extern uint64_t ife_bytes_read;
+#define ife_count_bytes(n) ((void)(ife_bytes_read += (n)))
+#else
+#define ife_count_bytes(n) ((void)0)
+#endif
+
+/* Floats of a diagonal component beside each other: IFE_LANES means and their inverse deviations. */
+#define IFE_DIAGONAL_BLOCK (2 * IFE_LANES)
+
+/* Components whose blocks alternate in the diagonal layout. */
+typedef struct {
+    size_t first;
+    size_t size; /* 4, 2 or 1 */
+} ife_group;
+
+static inline ife_group ife_group_of(size_t n_components, size_t k) {
+    const size_t first = k / 4 * 4, left = n_components - first;
+    if (left >= 4) return (ife_group){first, 4};
+    if (left >= 2 && k < first + 2) return (ife_group){first, 2};
+    return (ife_group){k, 1};
+}
+
+/* Where a component's first block is, in floats. */
+static inline size_t ife_diagonal_start(ife_group group, size_t padded, size_t k) {
+    return group.first * 2 * padded + (k - group.first) * IFE_DIAGONAL_BLOCK;
 }
 
 /* Start of panel p of a triangle, in floats. */

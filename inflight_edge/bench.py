@@ -23,8 +23,8 @@ STAGES = {
     "capture": "the next stored frame is copied into a frame buffer; stands for a camera's hand-over",
     "preprocess": "uint8 frame to float32 input, resized and normalised",
     "engine": "input to logits and features, batch 1; to the verdict where the engine judges on the GPU",
-    "scorer": "features to decision, source and margin; only frames predicted as a guarded class",
-    "verdict": "check of the logits, prediction, log-likelihoods for the reader, Verdict object",
+    "scorer": "features to the Verdict object with log-likelihoods; only frames predicted as a guarded class",
+    "verdict": "check of the logits, prediction, choice of the guard; of an unguarded frame the Verdict object too",
     "guard": "scorer and verdict of one frame together: what the defence adds; the scorer's frames",
     "whole": "capture to verdict",
 }
@@ -64,20 +64,17 @@ class Stages:
         predicted = detector.predict(logits, len(detector.class_names))
         scorer = detector.guards.get(predicted)
         checked = clock()
-        judged = None if scorer is None else scorer.judge(features)
-        scored = clock()
-        if scorer is not None and judged is not None:
-            verdict = detector.explain(predicted, scorer, features, judged)
-        else:
-            verdict = detector.score(features, logits)
+        verdict = (
+            detector.score(features, logits) if scorer is None else detector.judge_features(predicted, scorer, features)
+        )
         end = clock()
         if scorer is not None:
-            record["scorer"].record(scored - checked)
+            record["scorer"].record(end - checked)
             record["guard"].record(end - inferred)
         record["capture"].record(captured - start)
         record["preprocess"].record(prepared - captured)
         record["engine"].record(inferred - prepared)
-        record["verdict"].record(checked - inferred + end - scored)
+        record["verdict"].record(checked - inferred if scorer is not None else end - inferred)
         record["whole"].record(end - start)
         return verdict
 

@@ -201,24 +201,27 @@ class Detector:
             return _invalid(problem, predicted) if problem else Verdict(Decision.UNGUARDED, predicted)
         try:
             vector = np.ascontiguousarray(features)
-            return self.explain(predicted, scorer, vector, scorer.judge(vector))
+            return self.judge_features(predicted, scorer, vector)
         except InflightError as error:
             problem = _problem("features", features, self.bundle.n_features)
             return _invalid(problem or f"scorer {scorer.backend}: {error}", predicted)
 
-    def explain(
-        self, predicted: int, scorer: Scorer, features: FloatArray, judged: tuple[Decision, int, float]
-    ) -> Verdict:
-        """Verdict from what ``scorer.judge`` said of a frame, with its log-likelihoods.  Raises ScoreError."""
-        decision, source, margin = judged
+    def judge_features(self, predicted: int, scorer: Scorer, features: FloatArray) -> Verdict:
+        """Verdict of the guard of class ``predicted`` on (D,) float32 C-contiguous features.  Raises ScoreError."""
+        rows, classes = _NO_ROWS
+        if self.log_likelihoods:
+            decision, source, margin, rows = scorer.explain(features)
+            classes = scorer.guard.classes
+        else:
+            decision, source, margin = scorer.judge(features)
         if decision is Decision.INVALID:
             problem = _problem("features", features, self.bundle.n_features)
             return _invalid(
                 problem or "no class explains the features: a log-likelihood is NaN or all are -inf", predicted
             )
         if self._limits:
-            decision, source = _by_limit(scorer.guard, scorer.score(features), margin, self._limits[predicted])
-        rows, classes = (scorer.score(features), scorer.guard.classes) if self.log_likelihoods else _NO_ROWS
+            scores = rows if self.log_likelihoods else scorer.score(features)
+            decision, source = _by_limit(scorer.guard, scores, margin, self._limits[predicted])
         return Verdict(decision, predicted, None if source < 0 else source, margin, rows, classes)
 
 

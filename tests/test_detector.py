@@ -197,7 +197,7 @@ def test_scorer_that_fails_is_never_accepted(detector: Detector, monkeypatch: py
     class Failing:
         backend = "cpu"
 
-        def judge(self, features: FloatArray) -> tuple[Decision, int, float]:
+        def explain(self, features: FloatArray) -> tuple[Decision, int, float, FloatArray]:
             raise ScoreError("out of order")
 
     monkeypatch.setattr(detector, "guards", {3: Failing()})

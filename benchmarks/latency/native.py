@@ -17,7 +17,7 @@ from inflight_edge.guard import KINDS, FloatArray, Guard
 from inflight_edge.scoring import VERDICT_DTYPE
 from inflight_edge.scoring.parameters import prepare
 
-__all__ = ["Driver", "NativeScorer"]
+__all__ = ["Driver", "NativeScorer", "build_shared"]
 
 _HERE = Path(__file__).parent
 _ROOT = _HERE.parents[1]
@@ -75,7 +75,7 @@ class Driver:
 class NativeScorer:
     """One ife_scorer, timed from C."""
 
-    def __init__(self, driver: Driver, library: ctypes.CDLL, guard: Guard) -> None:
+    def __init__(self, driver: Driver | None, library: ctypes.CDLL, guard: Guard) -> None:
         self._driver, self._library, self._scorer = driver, library, _POINTER()
         self._n_features, self._n_rows = guard.n_features, guard.classes.size
         p = prepare(guard)
@@ -113,6 +113,10 @@ class NativeScorer:
             self._library.ife_judge(self._scorer, _pointer(frame), _POINTER(out[i : i + 1].ctypes.data))
         return out
 
+    def _corrected(self, samples: Samples) -> Samples:
+        assert self._driver is not None, "timed with a driver only"
+        return self._driver.corrected(samples)
+
     def time_score(self, case: Case, features: FloatArray, *, n_calls: int) -> Samples:
         """Nanoseconds of one ife_score (batch 1, going round in features) or one ife_score_batch."""
         samples, warm = np.empty(n_calls, np.int64), _SIZE(n_calls // 10 + 3)
@@ -123,7 +127,7 @@ class NativeScorer:
             self._library.ife_bench_score(self._scorer, _pointer(features), *pool, *where)
         else:
             self._library.ife_bench_batch(self._scorer, _pointer(features[: case.batch]), _SIZE(case.batch), *where)
-        return self._driver.corrected(samples)
+        return self._corrected(samples)
 
     def time_judge(self, features: FloatArray, *, n_calls: int) -> Samples:
         """Nanoseconds of one ife_judge, going round in features."""
@@ -132,7 +136,7 @@ class NativeScorer:
             self._scorer, _pointer(features), _SIZE(self._n_features), _SIZE(features.shape[0]), _pointer(verdict),
             _SIZE(n_calls // 10 + 3), _SIZE(n_calls), _pointer(samples),
         )  # fmt: skip
-        return self._driver.corrected(samples)
+        return self._corrected(samples)
 
 
 def _pointer(array: np.ndarray) -> ctypes.c_void_p:
@@ -154,6 +158,14 @@ def _build(folder: Path) -> ctypes.CDLL:
         return ctypes.CDLL(str(library))
     finally:
         library.unlink()  # stays loaded; another run compiles its own
+
+
+def build_shared(folder: Path) -> ctypes.CDLL:
+    """The library with ife_bytes_read, which counts the parameters' bytes: to be read from one thread, not timed."""
+    flags = "CFLAGS=-O3 -DIFE_COUNT_BYTES"
+    library = folder / "libinflight.so"
+    _run("make", "-s", "-f", str(_ROOT / "csrc" / "Makefile"), flags, f"BUILD={folder}", str(library))
+    return ctypes.CDLL(str(library))
 
 
 def _run(*command: str) -> None:

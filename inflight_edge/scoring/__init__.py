@@ -60,6 +60,11 @@ class Scorer:
         self.n_rows = int(guard.classes.shape[0])
         self.instruction_set = _choose(instruction_set) if self.backend == "cpu" else ""
         self._native: _Backend = _BACKENDS[self.backend](guard, self.instruction_set)
+        # Of the C extension alone; the others write a record, as judge_into does.
+        self._judge: Callable[[FloatArray], tuple[int, int, float] | None] | None
+        self._explain: Callable[[FloatArray], tuple[int, int, float, FloatArray] | None] | None
+        self._judge = getattr(self._native, "judge", None)
+        self._explain = getattr(self._native, "explain", None)
 
     def score_into(self, features: FloatArray, out: FloatArray) -> None:
         """Write the log-likelihoods of one frame.
@@ -98,10 +103,23 @@ class Scorer:
 
     def judge(self, features: FloatArray) -> tuple[Decision, int, float]:
         """Decision, source (-1 for none) and margin of one frame, as judge_into writes them.  Raises ScoreError."""
+        judged = self._judge(features) if self._judge is not None else None
+        if judged is not None:
+            return DECISIONS[judged[0]], judged[1], judged[2]
         out = np.zeros(1, VERDICT_DTYPE)
         self.judge_into(features, out)
         decision, source, margin, _, _ = out.item()
         return DECISIONS[decision], source, margin
+
+    def explain(self, features: FloatArray) -> tuple[Decision, int, float, FloatArray]:
+        """What judge says of one frame, and its log-likelihoods (R,) float32 nats.  Raises ScoreError.
+
+        With the backend ``cpu`` from one pass over the parameters, the verdict being that of the log-likelihoods.
+        """
+        explained = self._explain(features) if self._explain is not None else None
+        if explained is not None:
+            return DECISIONS[explained[0]], explained[1], explained[2], explained[3]
+        return *self.judge(features), self.score(features)
 
     def score_batch(self, features: FloatArray) -> FloatArray:
         """Log-likelihoods of N >= 0 frames: (N, D) float32 C-contiguous -> (N, R) float32 nats.

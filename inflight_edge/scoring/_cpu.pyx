@@ -41,6 +41,7 @@ cdef extern from "inflight.h" nogil:
     int ife_score(const ife_scorer *scorer, const float *features, float *log_likelihoods)
     int ife_score_batch(const ife_scorer *scorer, const float *features, size_t n_frames, float *log_likelihoods)
     int ife_judge(const ife_scorer *scorer, const float *features, ife_verdict *verdict)
+    int ife_explain(const ife_scorer *scorer, const float *features, float *log_likelihoods, ife_verdict *verdict)
     int ife_predict(const float *logits, int n_classes)
 
 
@@ -160,3 +161,26 @@ cdef class CpuBackend:
         with nogil:
             ife_judge(self.scorer, source, target)
         return True
+
+    def judge(self, object features):
+        """(D,) float32 -> (decision, source, margin) as judge_into writes them; None when the array does not fit."""
+        cdef ife_verdict verdict
+        if not _fits(features, 1, self.n_features, False):
+            return None
+        cdef const float *source = <const float *>cnp.PyArray_DATA(<cnp.ndarray>features)
+        with nogil:
+            ife_judge(self.scorer, source, &verdict)
+        return verdict.decision, verdict.source, verdict.margin
+
+    def explain(self, object features):
+        """(D,) float32 -> (decision, source, margin, (R,) float32 nats) from one pass; None when the array does not fit."""
+        cdef ife_verdict verdict
+        if not _fits(features, 1, self.n_features, False):
+            return None
+        cdef cnp.npy_intp length = self.n_rows
+        cdef cnp.ndarray rows = cnp.PyArray_EMPTY(1, &length, cnp.NPY_FLOAT32, 0)
+        cdef const float *source = <const float *>cnp.PyArray_DATA(<cnp.ndarray>features)
+        cdef float *target = <float *>cnp.PyArray_DATA(rows)
+        with nogil:
+            ife_explain(self.scorer, source, target, &verdict)
+        return verdict.decision, verdict.source, verdict.margin, rows

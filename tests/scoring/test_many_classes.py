@@ -18,6 +18,37 @@ from inflight_edge.verdict import Decision, decide
 kinds = pytest.mark.parametrize("kind", ["diagonal", "shared"])
 
 
+@pytest.mark.parametrize("spread", [0.0, 1e-4, 1e-2, 1.0, 100.0])
+def test_full_guards_leave_rows_early_and_are_exact(backend: str, spread: float) -> None:
+    """Rows of one and of several components, equal ones (ties), whiteners from a hundredth to a thousand."""
+
+    @settings(max_examples=20, deadline=None)
+    @given(
+        seed=st.integers(0, 2**32 - 1),
+        n_features=st.sampled_from([1, 15, 16, 17, 33, 64, 129]),
+        n_rows=st.integers(3, 9),
+        most=st.integers(1, 3),
+        power=st.integers(-2, 3),
+    )
+    def check(seed: int, n_features: int, n_rows: int, most: int, power: int) -> None:
+        rng = np.random.default_rng(seed)
+        guard = random_guard(rng, "full", n_rows, rng.integers(1, most + 1, n_rows), n_features)
+        whitener = guard.whitener * np.float32(10.0**power)
+        if spread < 1e-3:
+            whitener = np.repeat(whitener[:1], guard.n_components, axis=0)
+        guard = replace(guard, means=guard.means * np.float32(spread), whitener=whitener)
+        frames = np.concatenate([random_features(rng, guard, 4), guard.mean[None], guard.mean[None] * 1e6])
+        assert_exact(guard, frames.astype(np.float32), backend)
+
+    check()
+
+
+def test_full_guard_of_far_classes_reads_few_rows(rng: np.random.Generator, backend: str) -> None:
+    guard = random_guard(rng, "full", 40, 1, 128)
+    guard = replace(guard, means=guard.means * np.float32(30.0))
+    assert assert_exact(guard, random_features(rng, guard, 20), backend) <= 0.1
+
+
 @pytest.fixture(params=INSTRUCTION_SETS)
 def backend(request: pytest.FixtureRequest) -> str:
     if request.param not in instruction_sets():

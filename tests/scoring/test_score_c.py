@@ -21,9 +21,9 @@ needs_gcc = pytest.mark.skipif(
 )
 
 
-def run(*command: str | Path) -> str:
+def run(*command: str | Path, timeout: float = 120.0) -> str:
     """Standard output; the assertion shows everything the command printed."""
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=timeout, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -138,3 +138,14 @@ def test_limits_are_the_same_in_c_and_python() -> None:
         match = re.search(rf"#define {name} (\d+)", header)
         assert match is not None
         assert int(match.group(1)) == limit
+
+
+@needs_gcc
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc/self/statm to see memory grow")
+@pytest.mark.parametrize("n_frames", [20_000, pytest.param(10_000_000, marks=pytest.mark.slow)])
+def test_memory_does_not_grow(tmp_path: Path, n_frames: int) -> None:
+    """Judged and scored, each frame under a guard of each kind; one page more is a failure."""
+    library = build_library(tmp_path, "-O3")
+    main = tmp_path / "endurance"
+    run("gcc", "-std=c11", "-O2", *WARNINGS[1:3], f"-I{CSRC}", HERE / "endurance_main.c", library, "-o", main, "-lm")
+    assert run(main, str(n_frames), timeout=900.0).count(" grown 0 pages, 0 wrong") == 3
