@@ -246,6 +246,7 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", nargs="?", metavar="BUNDLE")
     parser.add_argument("--source", action="append", metavar="URI", help="a camera or file; repeatable")
     parser.add_argument("--sink", action="append", metavar="URI", help="where outcomes go; repeatable")
+    parser.add_argument("--web", metavar="HOST:PORT", help="live page, such as 127.0.0.1:8080")
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file with these settings; options win")
     parser.add_argument("--max-frames", type=int, metavar="N", help="stop after N frames")
     parser.add_argument("--max-seconds", type=float, metavar="S", help="stop after S seconds")
@@ -267,7 +268,9 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log-format", help="text (default) or json")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the summary to FILE")
     _engine_arguments(parser)
-    parser.set_defaults(engine=None, scorer=None)
+    # What is not given here may stand in the file.
+    names = ("engine", "precision", "scorer", "no_arena", "optimisation", "memory", "wait", "no_graph")
+    parser.set_defaults(**dict.fromkeys(names))
 
 
 def _key_argument(parser: argparse.ArgumentParser) -> None:

@@ -103,6 +103,7 @@ def run(options: argparse.Namespace) -> int:
     from inflight_edge.settings import Settings, read_settings
 
     given = {field.name: getattr(options, field.name) for field in fields(Settings)}
+    given |= {name: None if given[name] is None else str(given[name]) for name in ("key", "plan")}
     settings = read_settings(options.config, given)
     return serve(settings, json_path=options.json, quiet=options.quiet)
 

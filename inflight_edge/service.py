@@ -50,7 +50,7 @@ def serve(settings: Settings, *, json_path: Path | None = None, quiet: bool = Fa
         pipeline = Pipeline(
             _load(settings),
             [make_source(text) for text in settings.source],
-            [make_sink(text) for text in settings.sink],
+            [make_sink(text) for text in settings.sinks],
             keep=settings.keep,
             queue=settings.queue,
             sink_queue=settings.sink_queue,
@@ -84,6 +84,9 @@ def _load(settings: Settings) -> Detector:
         engine=settings.engine,
         scorer=settings.scorer,
         threads=settings.threads,
+        options=settings.engine_options,
+        precision=settings.precision,
+        key=settings.key,
         alpha=settings.alpha,
     )
 

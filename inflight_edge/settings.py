@@ -7,11 +7,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from inflight_edge._optional import require
 from inflight_edge.actions import AlarmRule
 from inflight_edge.affinity import parse_cpus
+from inflight_edge.engines import EngineOptions, Optimisation, Wait
 from inflight_edge.errors import OptionError
 from inflight_edge.frame_queue import POLICIES, Keep
 from inflight_edge.logs import FORMATS
@@ -24,7 +25,7 @@ __all__ = ["Settings", "read_settings"]
 _TYPES: dict[str, tuple[type, ...]] = {
     "max_seconds": (int, float),
     "alpha": (int, float),
-    "repair": (bool,),
+    **dict.fromkeys(("repair", "no_arena", "no_graph"), (bool,)),
     **dict.fromkeys(("threads", "batch", "queue", "sink_queue", "max_frames"), (int,)),
     **dict.fromkeys(("source", "sink", "cpus"), (list, tuple)),
 }
@@ -37,9 +38,18 @@ class Settings:
     bundle: str
     source: tuple[str, ...]
     sink: tuple[str, ...] = ()
+    web: str | None = None
+    key: str | None = None
     engine: str = "onnxruntime"
+    precision: str = "fp32"
     scorer: Backend = "auto"
     threads: int | None = None
+    no_arena: bool = False
+    optimisation: Optimisation = "all"
+    memory: Literal["auto", "mapped", "copied"] = "auto"
+    wait: Wait = "blocking"
+    no_graph: bool = False
+    plan: str | None = None
     alpha: float | None = None
     batch: int | None = None
     keep: Keep | None = None
@@ -75,7 +85,24 @@ class Settings:
                 raise OptionError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
         if not self.source:
             raise OptionError("source: expected at least one, got none; give --source, or `source` in the file")
-        _ = self.alarm_rule, self.region_of_interest, self.processors
+        _ = self.alarm_rule, self.region_of_interest, self.processors, self.engine_options
+
+    @property
+    def engine_options(self) -> EngineOptions:
+        """What only one engine has."""
+        return EngineOptions(
+            arena=not self.no_arena,
+            optimisation=self.optimisation,
+            memory=self.memory,
+            wait=self.wait,
+            graph=not self.no_graph,
+            plan=self.plan,
+        )
+
+    @property
+    def sinks(self) -> tuple[str, ...]:
+        """Addresses of the sinks, the live page among them."""
+        return self.sink if self.web is None else (*self.sink, f"web:{self.web}")
 
     @property
     def alarm_rule(self) -> AlarmRule:

@@ -57,6 +57,7 @@ SINK_FORMS = (
     "https://HOST/PATH",
     "video:FILE.mp4",
     "evidence:FOLDER",
+    "web:127.0.0.1:PORT",
 )
 
 # Scheme to the module that knows its options.
@@ -69,4 +70,5 @@ _MODULES = {
     "https": "webhook",
     "video": "video",
     "evidence": "evidence",
+    "web": "web",
 }

@@ -7,6 +7,7 @@ import hmac
 import ipaddress
 import json
 import logging
+import os
 import secrets
 import threading
 from importlib.resources import files
@@ -17,8 +18,9 @@ from inflight_edge._optional import require
 from inflight_edge.errors import OptionError, SinkError
 from inflight_edge.events import Context, Outcome
 from inflight_edge.sinks._live import LiveView
+from inflight_edge.uri import Uri
 
-__all__ = ["WebSink"]
+__all__ = ["WebSink", "from_address"]
 
 _LOG = logging.getLogger(__name__)
 _PAGE = {"": "index.html", "app.js": "app.js", "app.css": "app.css"}
@@ -31,6 +33,7 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 _COOKIE = "inflight_edge_token"
+_TOKEN = "INFLIGHT_EDGE_WEB_TOKEN"
 # Seconds between two messages to a browser, and how long the server may take to start or stop.
 _PERIOD, _PATIENCE = 0.25, 10.0
 # Browsers that may watch at a time: each costs the device time.
@@ -94,8 +97,9 @@ class WebSink:
 
     def write(self, outcome: Outcome) -> None:
         """Keep the outcome for the browsers.  Never waits for one."""
-        if self._view is not None:
-            self._view.add(outcome)
+        if self._view is None:
+            raise SinkError("web: not open; call open first")
+        self._view.add(outcome)
 
     def flush(self) -> None:
         """Nothing is kept that could be handed on."""
@@ -103,7 +107,7 @@ class WebSink:
     def close(self) -> None:
         """Stop the server."""
         loop, stop, thread = self._loop, self._stop, self._thread
-        self._thread = None
+        self._thread, self._view = None, None
         if thread is None:
             return
         if loop is not None and stop is not None and thread.is_alive():
@@ -226,6 +230,12 @@ class WebSink:
         if data is None:
             raise web.HTTPNotFound(text="no such picture\n")
         return web.Response(body=data, content_type="image/jpeg")
+
+
+def from_address(address: Uri) -> WebSink:
+    """``web:HOST:PORT``; a token of the owner's in the environment, INFLIGHT_EDGE_WEB_TOKEN.  Raises OptionError."""
+    address.finish()
+    return WebSink(address.rest.removeprefix("//"), token=os.environ.get(_TOKEN) or None)
 
 
 def _split(address: str) -> tuple[str, int]:

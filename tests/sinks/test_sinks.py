@@ -41,6 +41,7 @@ MAKERS: dict[str, Callable[[Place], Sink]] = {
     "webhook": lambda place: make_sink(f"http://127.0.0.1:{place.receiver.port}/#send=all"),
     "video": lambda place: make_sink(f"video:{place.folder / 'film.mp4'}"),
     "evidence": lambda place: make_sink(f"evidence:{place.folder / 'evidence'}#only=accept,trigger,invalid,drop"),
+    "web": lambda place: make_sink("web:127.0.0.1:0"),
     "callback": lambda place: CallbackSink(place.taken.append),
 }
 
@@ -55,7 +56,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 
 @pytest.fixture(params=MAKERS)
 def sink(request: pytest.FixtureRequest, place: Place, capfd: pytest.CaptureFixture[str]) -> Sink:
-    needs = {"mqtt": "paho.mqtt.client", "prometheus": "prometheus_client", "video": "av"}
+    needs = {"mqtt": "paho.mqtt.client", "prometheus": "prometheus_client", "video": "av", "web": "aiohttp"}
     if request.param in needs:
         pytest.importorskip(needs[request.param])
     return MAKERS[request.param](place)
