@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,12 +120,19 @@ def test_live_frames_that_come_too_fast_are_dropped_counted_and_logged(
     assert lines[0].levelno == logging.WARNING
 
 
+def following(sink: ListSink, frames: list[Any], camera: str) -> Iterator[Any]:
+    """Each frame once the sink has the one before: as fast as this machine can, never faster."""
+    for i, frame in enumerate(frames):
+        until(lambda i=i: len(sink.indices(camera)) == i)  # type: ignore[misc]
+        yield frame
+
+
 def test_slow_sink_never_holds_up_live_inference_and_says_what_it_lost(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "inflight_edge")
     stuck = threading.Event()
     slow, fast = ListSink(name="slow", before=lambda o: stuck.wait(20)), ListSink(name="fast")
-    source = ListSource(FRAMES * 40, live=True, pace_s=0.0005)
-    pipeline = Pipeline(stub_detector(), [source], [slow, fast], sink_queue=10, queue=50)
+    source = ListSource(following(fast, FRAMES * 40, "list"), live=True)
+    pipeline = Pipeline(stub_detector(), [source], [slow, fast], sink_queue=10)
     pipeline.start()
     until(lambda: len(fast.outcomes) == 200)
     stuck.set()
@@ -141,9 +150,9 @@ def test_slow_sink_never_holds_up_live_inference_and_says_what_it_lost(caplog: p
 def test_file_beside_a_camera_waits_for_a_stuck_sink_and_the_camera_does_not() -> None:
     stuck = threading.Event()
     slow, fast = ListSink(name="slow", before=lambda o: stuck.wait(20)), ListSink(name="fast")
-    camera = ListSource([CLEAN_EAST] * 100, live=True, name="cam", pace_s=0.0005)
+    camera = ListSource(following(fast, [CLEAN_EAST] * 100, "cam"), live=True, name="cam")
     file = ListSource(FRAMES * 20, name="file")
-    pipeline = Pipeline(stub_detector(), [camera, file], [slow, fast], sink_queue=10, queue=100)
+    pipeline = Pipeline(stub_detector(), [camera, file], [slow, fast], sink_queue=10)
     pipeline.start()
     until(lambda: len(fast.indices("cam")) == 100)
     assert len(fast.indices("file")) < 20
@@ -204,7 +213,7 @@ def test_fast_camera_takes_no_turn_of_a_slow_one() -> None:
     fast = ListSource([CLEAN_EAST] * 3000, live=True, name="fast")
     slow = ListSource([CLEAN_WEST] * 20, live=True, name="slow", pace_s=0.01)
     status = Pipeline(
-        stub_detector(lambda batch: time.sleep(0.001)), [fast, slow], [sink], batch=1, sink_queue=5000
+        stub_detector(lambda batch: time.sleep(0.001)), [fast, slow], [sink], batch=1, queue=50, sink_queue=5000
     ).run()
     assert status.judged["slow"] == 20
     exactly_one_outcome_each(sink.outcomes, {"fast": 3000, "slow": 20})

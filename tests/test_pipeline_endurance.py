@@ -14,6 +14,7 @@ from bundles import CLEAN_WEST, TRIGGERED_NORTH
 from pipelines import ListSink, ListSource, stub_detector
 
 from inflight_edge import Frame, Outcome, Pipeline
+from inflight_edge.actions import AlarmRule
 
 TESTS = Path(__file__).parent
 FRAMES = [CLEAN_WEST, TRIGGERED_NORTH]
@@ -76,7 +77,7 @@ def resident() -> int:
 def test_twenty_thousand_frames_keep_no_memory() -> None:
     sink = Counting(4000, blocks)
     before = resident()
-    status = Pipeline(stub_detector(), [ListSource(file(20_000))], [sink], sink_queue=16).run()
+    status = Pipeline(stub_detector(), [ListSource(file(20_000))], [sink], sink_queue=16, alarm=AlarmRule(1, 2)).run()
     assert status.judged == {"list": 20_000}
     # What waits in the queues differs from probe to probe; one object kept of each frame would be 16,000 blocks.
     assert max(sink.probes[1:]) - min(sink.probes[1:]) < 3000, sink.probes

@@ -27,6 +27,7 @@ from inflight_edge.pipeline import Pipeline
 
 __all__ = ["main", "measure"]
 
+MAX_ROUND_S = 5.0
 OWN_STAGES = ("preprocess", "engine", "guard")
 
 
@@ -90,6 +91,7 @@ def measure(network: Network, *, n_frames: int, n_rounds: int, rate: float) -> d
     detector = make_detector(network, frames, rng, threads=1)
     sink, bare, dropped = _Kept(), [], 0
     pace_s = max(1 / rate, 4e-9 * sorted(_bare(detector, frames, 21, 1 / rate))[10])
+    n_frames = min(n_frames, max(20, int(MAX_ROUND_S / pace_s)))
     for _ in range(n_rounds):
         bare += _bare(detector, frames, n_frames, pace_s)
         status = Pipeline(detector, [_Camera(frames, n_frames, pace_s)], [sink]).run()
