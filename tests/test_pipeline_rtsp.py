@@ -10,13 +10,12 @@ from bundles import tiny_bundle
 from rtsp_server import PICTURES
 from rtsp_streams import number_of, server
 
-from inflight_edge import Decision, Detector
+from inflight_edge import Decision, Detector, Pipeline
 from inflight_edge.events import Context, Outcome
 from inflight_edge.sources.video import RtspSource
 
 pytest.importorskip("av", reason="PyAV is not installed: pip install 'inflight-edge[video]'")
 gstreamer_here.need("x264enc", "rtpjpegpay", typelibs=["GstRtspServer"])
-Pipeline = pytest.importorskip("inflight_edge.pipeline", reason="this version has no pipeline").Pipeline
 
 
 class Memory:

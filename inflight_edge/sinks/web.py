@@ -107,7 +107,7 @@ class WebSink:
     def close(self) -> None:
         """Stop the server."""
         loop, stop, thread = self._loop, self._stop, self._thread
-        self._thread, self._view = None, None
+        self._thread = None
         if thread is None:
             return
         if loop is not None and stop is not None and thread.is_alive():
@@ -116,6 +116,7 @@ class WebSink:
             except RuntimeError:  # the loop was closed between the two lines: it is what was wanted
                 _LOG.debug("web: the server had stopped already")
         thread.join(_PATIENCE)
+        self._view = None  # after the last request
         if thread.is_alive():
             raise SinkError(f"web: the server did not stop in {_PATIENCE:g} s")
 
