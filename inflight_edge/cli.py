@@ -188,6 +188,7 @@ def _parser() -> argparse.ArgumentParser:
         "--guards-only", action="store_true", help="add the guards to an exported ensemble as a new version"
     )
     triton.add_argument("--json", action="store_true", help="JSON instead of lines")
+    _key_argument(triton)
 
     demo = _add(commands, "demo", "the whole path on handwritten digits", "workstation", "demo")
     demo.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")

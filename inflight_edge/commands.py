@@ -167,7 +167,7 @@ def export_triton(options: argparse.Namespace) -> int:
     from inflight_edge.serving.repository import Queue, export_guards, export_repository
 
     if options.guards_only:
-        made = [export_guards(options.bundle, options.repository, name=options.name)]
+        made = [export_guards(options.bundle, options.repository, name=options.name, key=options.key)]
     else:
         made = export_repository(
             options.bundle,
@@ -178,6 +178,7 @@ def export_triton(options: argparse.Namespace) -> int:
             queue=Queue(max_batch=options.max_batch, instances=options.instances, size=options.queue),
             plans=dict(options.plan or ()),
             python_path=tuple(options.python_path or ()),
+            key=options.key,
         )
     if options.json:
         print(json.dumps([str(path) for path in made]))

@@ -72,6 +72,7 @@ def export_repository(
     queue: Queue | None = None,
     plans: Mapping[str, str | os.PathLike[str]] | None = None,
     python_path: tuple[str, ...] = (),
+    key: str | os.PathLike[str] | None = None,
 ) -> list[Path]:
     """Write the models of a bundle into a repository folder; returns their folders.
 
@@ -81,12 +82,13 @@ def export_repository(
                  ONNX Runtime inside, for servers that have no other.
     plans        for ``tensorrt``: file of each compute capability such as ``8.7``, compiled from the same network.
     python_path  folders in front of the Python models' module path: the server's stub reads no PYTHONPATH.
+    key          file of the public key that must have signed the bundle; the server itself trusts the repository.
 
     Raises BundleError, OptionError, ModelError, and BundleError when a model's folder exists already.
     """
     queue = queue or Queue()
     _check(form, runtime, name, plans)
-    bundle = read_bundle(bundle_path)
+    bundle = read_bundle(bundle_path, key=key)
     engine = OnnxRuntimeEngine(bundle.model)
     if engine.fixed_batch is not None and (form == "single" or runtime != "python"):
         raise OptionError(
@@ -128,11 +130,15 @@ def export_repository(
     )
     if form == "ensemble":
         models |= _around(bundle, Path(bundle_path), name, queue, identity, input_name, python_path)
-    return _write(Path(repository), models)
+    return _write(Path(repository), models, key)
 
 
 def export_guards(
-    bundle_path: str | os.PathLike[str], repository: str | os.PathLike[str], *, name: str = "inflight"
+    bundle_path: str | os.PathLike[str],
+    repository: str | os.PathLike[str],
+    *,
+    name: str = "inflight",
+    key: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Add a bundle's guards to an ensemble as a new version of its scorer; returns that version's folder.
 
@@ -140,7 +146,7 @@ def export_guards(
     scorer again, or by itself where it polls.  Raises BundleError for another classifier or no such repository.
     """
     folder = Path(repository) / f"{name}_scorer"
-    bundle = read_bundle(bundle_path)
+    bundle = read_bundle(bundle_path, key=key)
     try:
         text = (folder / "config.pbtxt").read_text(encoding="utf-8")
     except OSError as error:
@@ -156,7 +162,7 @@ def export_guards(
         made = Path(temporary, str(version))
         made.mkdir()
         shutil.copyfile(newest / "model.py", made / "model.py")
-        _copy_bundle(Path(bundle_path), made / "bundle")
+        _copy_bundle(Path(bundle_path), made / "bundle", key)
         made.rename(folder / str(version))
     return folder / str(version)
 
@@ -288,7 +294,11 @@ def _model_py(name: str, python_path: tuple[str, ...]) -> dict[str, bytes]:
     return {"1/model.py": _MODEL_PY.format(folders=list(python_path), name=name).encode()}
 
 
-def _write(repository: Path, models: Mapping[str, tuple[dict[str, Any], dict[str, Any]]]) -> list[Path]:
+def _write(
+    repository: Path,
+    models: Mapping[str, tuple[dict[str, Any], dict[str, Any]]],
+    key: str | os.PathLike[str] | None,
+) -> list[Path]:
     """Every model in one step each, the ensemble last; nothing is replaced."""
     for name in models:
         if (repository / name).exists():
@@ -303,7 +313,7 @@ def _write(repository: Path, models: Mapping[str, tuple[dict[str, Any], dict[str
                 if isinstance(content, bytes):
                     (folder / file).write_bytes(content)
                 elif file.endswith("/bundle"):
-                    _copy_bundle(content, folder / file)
+                    _copy_bundle(content, folder / file, key)
                 else:
                     _copy_plan(content, folder / file)
         for name in models:
@@ -311,10 +321,10 @@ def _write(repository: Path, models: Mapping[str, tuple[dict[str, Any], dict[str
     return [repository / name for name in models]
 
 
-def _copy_bundle(source: Path, target: Path) -> None:
+def _copy_bundle(source: Path, target: Path, key: str | os.PathLike[str] | None) -> None:
     """Copy, then read the copy: what is served is what was verified."""
     shutil.copytree(source, target)
-    read_bundle(target)
+    read_bundle(target, key=key)
 
 
 def _copy_plan(source: Path, target: Path) -> None:

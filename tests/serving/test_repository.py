@@ -11,8 +11,10 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from inflight_edge import BundleError, OptionError, read_bundle
+from inflight_edge.bundle import sign_bundle
 from inflight_edge.serving import Queue, export_guards, export_repository
 from inflight_edge.serving.config import Word, to_pbtxt
+from inflight_edge.signing import write_keys
 
 
 def config(folder: Path) -> Any:
@@ -186,6 +188,22 @@ def test_python_models_find_the_folders_they_are_given(bundle: Path, tmp_path: P
     for code in codes:
         compile(code.read_text(), str(code), "exec")
         assert """["/some where/p'y"]""" in code.read_text() or '("/some where/p\'y",)' in code.read_text()
+
+
+def test_a_bundle_that_the_owner_did_not_sign_is_not_exported(bundle: Path, tmp_path: Path) -> None:
+    for name in ("private", "other"):
+        write_keys(tmp_path / f"{name}.pem", tmp_path / f"{name}-public.pem")
+    key = tmp_path / "private-public.pem"
+    with pytest.raises(BundleError, match="sign"):
+        export_repository(bundle, tmp_path / "repository", key=key)
+    sign_bundle(bundle, tmp_path / "other.pem")
+    with pytest.raises(BundleError, match="sign"):
+        export_repository(bundle, tmp_path / "repository", key=key)
+    assert not (tmp_path / "repository").exists()
+    sign_bundle(bundle, tmp_path / "private.pem")
+    export_repository(bundle, tmp_path / "repository", key=key)
+    assert read_bundle(tmp_path / "repository/inflight_scorer/1/bundle", key=key).guards
+    assert export_guards(bundle, tmp_path / "repository", key=key).name == "2"
 
 
 def test_a_served_bundle_is_the_one_that_was_read(bundle: Path, tmp_path: Path) -> None:
