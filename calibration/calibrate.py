@@ -41,8 +41,7 @@ def calibrate(
     """
     preprocess = inspection.preprocess
     chosen = tuple(inspection.suspects if targets is None else targets)
-    smallest = int(np.argmin([estimate.norm for estimate in inspection.estimates]))
-    _check_targets(chosen, classifier.n_classes, smallest)
+    _check_targets(chosen, classifier.n_classes, inspection.rows()[0]["class"])
     if len(inspection.estimates) != classifier.n_classes or preprocess.input_shape != classifier.input_shape:
         raise DataError(
             f"inspection: made for {len(inspection.estimates)} classes and input {preprocess.input_shape}, but the model has "
@@ -70,7 +69,9 @@ def calibrate(
         choice = select(features[used], data.labels[used], target, seed=seed, progress=progress)
         guards.append(fit(features[used], data.labels[used], target, choice))
         choices.append(choice)
-        successes.append(float((predicted[others] == target).mean()))
+        # Densities are of all other classes, as published: a single-class trigger spills over to some of them.
+        own = np.isin(data.labels, inspection.estimates[target].sources)
+        successes.append(float((predicted[own] == target).mean()))
         frames.extend((triggered[~others][:2], triggered[others][:: max(1, len(pixels) // 4)]))
     frames.append(pixels[:: max(1, len(pixels) // 4)])
     metrics = {
@@ -96,11 +97,11 @@ def calibrate(
     )
 
 
-def _check_targets(targets: tuple[int, ...], n_classes: int, smallest: int) -> None:
+def _check_targets(targets: tuple[int, ...], n_classes: int, first: int) -> None:
     if not targets:
         raise OptionError(
             "no class looks like a backdoor's target, so there is nothing to guard; name one with --target to guard it "
-            f"anyway (the smallest mask is that of class {smallest})"
+            f"anyway (the most anomalous is class {first})"
         )
     if len(set(targets)) != len(targets):
         raise OptionError(f"targets: expected each class once, got {targets}")

@@ -25,9 +25,9 @@ class AdditionSettings:
     success  share of the images that must reach the class: .8 as published, .9 for a pattern to embed.
     """
 
-    steps: int = 150
-    images: int = 32
-    length: float = 0.001
+    steps: int = 70
+    images: int = 16
+    length: float = 0.003
     success: float = 0.8
 
     def __post_init__(self) -> None:
@@ -91,7 +91,9 @@ def search_additions(
             open_ones = [k for k, i in enumerate(group) if not reached[i] and steps[i] < settings.steps]
             if not open_ones:
                 continue
-            gradients = torch.autograd.grad(torch.stack([losses[k] for k in open_ones]).sum(), [leaves[k] for k in open_ones])
+            gradients = torch.autograd.grad(
+                torch.stack([losses[k] for k in open_ones]).sum(), [leaves[k] for k in open_ones]
+            )
             for k, gradient in zip(open_ones, gradients, strict=True):
                 i = group[k]
                 size = gradient.norm()
@@ -102,7 +104,9 @@ def search_additions(
                 steps[i] += 1
                 left.append(i)
         if bar is not None:
-            bar.update(sum(settings.steps - (steps[i] - 1 if i in left else steps[i]) if i not in left else 1 for i in active))
+            bar.update(
+                sum(settings.steps - (steps[i] - 1 if i in left else steps[i]) if i not in left else 1 for i in active)
+            )
         active = left
         if not active:
             break
