@@ -29,19 +29,24 @@ class Estimate(Protocol):
     """
 
     @property
-    def target(self) -> int: ...
+    def target(self) -> int:
+        """See the class."""
 
     @property
-    def norm(self) -> float: ...
+    def norm(self) -> float:
+        """See the class."""
 
     @property
-    def success(self) -> float: ...
+    def success(self) -> float:
+        """See the class."""
 
     @property
-    def sources(self) -> tuple[int, ...]: ...
+    def sources(self) -> tuple[int, ...]:
+        """See the class."""
 
     @property
-    def kind(self) -> Kind: ...
+    def kind(self) -> Kind:
+        """See the class."""
 
     def embed(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Images (N, channels, H, W) in 0..255 with the pattern, rounded to 8-bit values."""

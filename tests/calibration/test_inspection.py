@@ -21,6 +21,7 @@ from inflight_edge.calibration.datasets import ImageSet
 from inflight_edge.calibration.inspection import Inspection, check_accuracy, inspect, read_inspection
 from inflight_edge.calibration.model import Classifier
 from inflight_edge.calibration.reversal.decision import anomaly_indices, suspicious
+from inflight_edge.calibration.reversal.estimates import AdditionEstimate, PatchEstimate
 from inflight_edge.calibration.reversal.neural_cleanse import Settings
 from inflight_edge.errors import DataError
 from inflight_edge.preprocess import Preprocess
@@ -320,7 +321,7 @@ def test_hostile_class_records(
 
 def test_a_finding_by_an_unknown_method(forge: Callable[..., Path]) -> None:
     findings = [{"target": TARGET, "method": "guess", "score": 1.0}]
-    with pytest.raises(DataError, match="not a readable inspection .findings"):
+    with pytest.raises(DataError, match=r"not a readable inspection \(findings"):
         read_inspection(forge(changes={"findings": findings}))
 
 
