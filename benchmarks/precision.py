@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.paper.classifiers import NETWORK, TARGET, experiment
+from benchmarks.paper.classifiers import DATASETS, experiment
 from inflight_edge.bundle import Bundle
 from inflight_edge.calibration.calibrate import calibrate
 from inflight_edge.calibration.datasets import ImageSet
@@ -36,7 +36,7 @@ __all__ = ["compare"]
 def main() -> int:
     """Measure one classifier and print a row per precision."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.precision", description=__doc__)
-    parser.add_argument("--dataset", choices=sorted(NETWORK), required=True)
+    parser.add_argument("--dataset", choices=sorted(DATASETS), required=True)
     parser.add_argument("--attack", default="WB")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, required=True, help="folder with the data sets in their standard layouts")
@@ -44,7 +44,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="file for the record")
     options = parser.parse_args()
     try:
-        with torch_threads(1 if NETWORK[options.dataset][0] == "lenet5" else None):
+        with torch_threads(1 if DATASETS[options.dataset].network == "lenet5" else None):
             record = _run(options)
     except InflightError as error:
         print(f"benchmarks.precision: error: {error}", file=sys.stderr)
@@ -65,7 +65,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         classifier = load_classifier(program, image_shape=case.defence.image_shape)
     inspection: Inspection = inspect(classifier, case.defence, case.preprocess, seed=options.seed, progress=False)
     suspects = inspection.suspects
-    inspection = replace(inspection, suspects=(TARGET,))
+    inspection = replace(inspection, suspects=(case.target,))
     names = ("fp32", "fp16", "int8")
     bundle = calibrate(classifier, case.defence, inspection, precisions=names, seed=options.seed, progress=False)
     chosen = case.test.subset(case.test.labels != TARGET)
@@ -77,7 +77,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         "seed": options.seed,
         "suspects": suspects,
         "environment": describe_environment(),
-        **compare(bundle, case.test, stamped, TARGET),
+        **compare(bundle, case.test, stamped, case.target),
     }
 
 

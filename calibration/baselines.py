@@ -12,7 +12,7 @@ from tqdm import tqdm
 from inflight_edge.calibration.evaluate import ranking
 from inflight_edge.calibration.features import extract
 from inflight_edge.calibration.model import Classifier
-from inflight_edge.calibration.reversal.neural_cleanse import PatchEstimate
+from inflight_edge.calibration.reversal.estimates import Estimate
 from inflight_edge.errors import DataError, OptionError
 from inflight_edge.preprocess import Preprocess
 
@@ -60,7 +60,7 @@ class B3D:
 
     classifier: Classifier
     preprocess: Preprocess
-    estimate: PatchEstimate
+    estimate: Estimate
 
     def suspicion(self, pixels: Pixels) -> Scores:
         """Minus the Kullback-Leibler divergence of the posterior with the pattern from that without, nats."""
@@ -82,7 +82,7 @@ class NeuronFilter:
 
     @classmethod
     def fit(
-        cls, classifier: Classifier, preprocess: Preprocess, estimate: PatchEstimate, clean: Pixels, share: float = 0.01
+        cls, classifier: Classifier, preprocess: Preprocess, estimate: Estimate, clean: Pixels, share: float = 0.01
     ) -> NeuronFilter:
         """The filter of an estimate; clean: images (N, channels, H, W) in 0..255 of all other classes."""
         before = extract(classifier, clean, preprocess)[1]

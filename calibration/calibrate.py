@@ -54,10 +54,9 @@ def calibrate(
     """
     preprocess = inspection.preprocess
     chosen = tuple(inspection.suspects if targets is None else targets)
-    smallest = int(np.argmin([estimate.norm for estimate in inspection.estimates]))
     if unknown := sorted(set(precisions) - set(PRECISIONS)):
         raise OptionError(f"precision: expected any of {', '.join(PRECISIONS)}, got {unknown[0]!r}")
-    _check_targets(chosen, classifier.n_classes, smallest)
+    _check_targets(chosen, classifier.n_classes, inspection.rows()[0]["class"])
     if len(inspection.estimates) != classifier.n_classes or preprocess.input_shape != classifier.input_shape:
         raise DataError(
             f"inspection: made for {len(inspection.estimates)} classes and input {preprocess.input_shape}, but the model has "
@@ -139,7 +138,9 @@ def _fit(case: _Case, network: Classifier | OnnxRuntimeEngine, precision: str) -
         used = _judged(predicted, data.labels, target)
         choice = select(features[used], data.labels[used], target, seed=case.seed, progress=case.progress)
         guards.append(fit(features[used], data.labels[used], target, choice))
-        success = float((predicted[others] == target).mean())
+        # Densities are of all other classes, as published: a single-class trigger spills over to some of them.
+        own = np.isin(data.labels, case.inspection.estimates[target].sources)
+        success = float((predicted[own] == target).mean())
         entry = {"target": target, "asr_estimated": success, "density": choice.as_dict()}
         if precision == PRECISIONS[0]:  # one is enough for people, and the manifest is bounded
             example = int(np.flatnonzero(others)[0])
@@ -176,11 +177,11 @@ def _spread(count: int, most: int) -> NDArray[np.int64]:
     return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
 
 
-def _check_targets(targets: tuple[int, ...], n_classes: int, smallest: int) -> None:
+def _check_targets(targets: tuple[int, ...], n_classes: int, first: int) -> None:
     if not targets:
         raise OptionError(
             "no class looks like a backdoor's target, so there is nothing to guard; name one with --target to guard it "
-            f"anyway (the smallest mask is that of class {smallest})"
+            f"anyway (the most anomalous is class {first})"
         )
     if len(set(targets)) != len(targets):
         raise OptionError(f"targets: expected each class once, got {targets}")

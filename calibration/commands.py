@@ -229,6 +229,7 @@ def _inspect(options: argparse.Namespace, classifier: Classifier, data: ImageSet
         data,
         preprocess,
         settings=Settings(steps=options.steps),
+        method=options.method,
         feature_layer=options.feature_layer,
         seed=options.seed,
         progress=not options.quiet,
@@ -265,16 +266,19 @@ def _refuse_other_constants(options: argparse.Namespace, saved: Inspection) -> N
 
 
 def _print_inspection(inspection: Inspection) -> None:
-    header = ("class", "name", "mask norm", "success", "anomaly index", "of logarithms", "")
+    header = ("class", "name", "pattern", "norm", "success", "sources", "anomaly index", "found by", "score")
+    n_others = len(inspection.estimates) - 1
     rows = [
         (
             r["class"],
             r["name"],
-            f"{r['mask_norm']:.1f}",
+            r["kind"],
+            f"{r['norm']:.2f}",
             f"{r['success']:.3f}",
+            "all" if len(r["sources"]) == n_others else ", ".join(inspection.name(c) for c in r["sources"]),
             "-" if r["anomaly_index"] is None else f"{r['anomaly_index']:.2f}",
-            "-" if r["log_anomaly_index"] is None else f"{r['log_anomaly_index']:.2f}",
-            "SUSPECT" if r["suspect"] else "",
+            r["method"] or ("named by the user" if r["suspect"] else ""),
+            "-" if r["score"] is None else f"{r['score']:.3g}",
         )
         for r in inspection.rows()
     ]
@@ -285,6 +289,6 @@ def _print_inspection(inspection: Inspection) -> None:
     if inspection.suspects:
         print(f"suspected target: {', '.join(inspection.name(c) for c in inspection.suspects)}   {accuracy}")
     else:
-        first = min(inspection.estimates, key=lambda estimate: estimate.norm)
-        print(f"no class stands out: no patch backdoor found {accuracy}")
-        print(f"the smallest mask is that of {inspection.name(first.target)}: --target guards a class all the same")
+        first = inspection.rows()[0]
+        print(f"no class stands out: no backdoor found {accuracy}")
+        print(f"the most anomalous is {first['name']}: --target guards a class all the same")

@@ -19,6 +19,7 @@ from inflight_edge.calibration.features import extract
 from inflight_edge.calibration.inspection import Inspection, inspect
 from inflight_edge.calibration.model import load_classifier
 from inflight_edge.calibration.networks import make_network
+from inflight_edge.calibration.reversal.estimates import PatchEstimate
 from inflight_edge.calibration.threads import torch_threads
 from inflight_edge.calibration.train import Recipe, train
 from inflight_edge.detector import Detector
@@ -160,11 +161,12 @@ def save_picture(path: Path, image: NDArray[np.uint8], trigger: Trigger, inspect
         "true trigger": trigger.embed(image[None])[0],
         "estimated pattern": estimate.embed(image.transpose(2, 0, 1)[None].astype(np.float32))[0].transpose(1, 2, 0)
         / 255,
-        "estimated mask": estimate.mask[:, :, None],
     }
+    if isinstance(estimate, PatchEstimate):
+        panels["estimated mask"] = estimate.mask[:, :, None]
     figure = Figure(figsize=(10, 3), layout="constrained")
     FigureCanvasAgg(figure)
-    for axis, (title, panel) in zip(figure.subplots(1, 4), panels.items(), strict=True):
+    for axis, (title, panel) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         gray = panel.shape[2] == 1
         axis.imshow(
             panel[:, :, 0] if gray else panel,
@@ -175,7 +177,9 @@ def save_picture(path: Path, image: NDArray[np.uint8], trigger: Trigger, inspect
         axis.set_title(title)
         axis.set_axis_off()
     index = inspection.indices[target]
-    figure.suptitle(f"target class {inspection.name(target)}: anomaly index {index:.2f}, mask norm {estimate.norm:.1f}")
+    figure.suptitle(
+        f"target class {inspection.name(target)}: anomaly index {index:.2f}, {estimate.kind} of norm {estimate.norm:.1f}"
+    )
     figure.savefig(path, dpi=120)
 
 

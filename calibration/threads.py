@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from inflight_edge.calibration.model import Classifier
 
-__all__ = ["one_thread_if_small", "torch_threads"]
+__all__ = ["is_small", "one_thread_if_small", "torch_threads"]
 
 # Below this, a batch of 64 takes a few milliseconds on one core.  On a busy two-core machine two threads made such a
 # step 20 times slower (2.4 against 52 ms), on an idle one hardly faster.
@@ -28,15 +28,19 @@ def torch_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@contextmanager
-def one_thread_if_small(classifier: Classifier) -> Iterator[None]:
-    """One torch thread for a small classifier, all of them for a large one.
+def is_small(classifier: Classifier) -> bool:
+    """Whether the classifier is so small that one thread is best.
 
     Decided by counting operations, not by a clock, so that results repeat bit by bit on the same machine.
     """
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         classifier(torch.zeros(classifier.fixed_batch or 1, *classifier.input_shape))
-    per_image = counter.get_total_flops() / (classifier.fixed_batch or 1)
-    with torch_threads(1 if 64 * per_image < SMALL_BATCH_FLOPS else None):
+    return bool(64 * counter.get_total_flops() / (classifier.fixed_batch or 1) < SMALL_BATCH_FLOPS)
+
+
+@contextmanager
+def one_thread_if_small(classifier: Classifier) -> Iterator[None]:
+    """One torch thread for a small classifier, all of them for a large one."""
+    with torch_threads(1 if is_small(classifier) else None):
         yield

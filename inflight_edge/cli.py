@@ -237,6 +237,12 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--feature-layer", metavar="NAME", help="graph node or module; several joined by +; `penultimate`"
     )
+    parser.add_argument(
+        "--method",
+        choices=("auto", "neural-cleanse", "perturbation"),
+        default="auto",
+        help="patterns looked for: patches, additions, or both (default %(default)s)",
+    )
     parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_argument("--json", action="store_true", help="JSON instead of a table")

@@ -1,32 +1,32 @@
-"""Neural Cleanse: for every class, the smallest patch that sends all other classes there; the outlier is the target."""
+"""Neural Cleanse: the smallest patch that sends images to a class, for many classes and sources side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from inflight_edge.calibration.reversal.estimates import Logits
 from inflight_edge.errors import DataError, OptionError
 
-__all__ = ["PatchEstimate", "Settings", "anomaly_indices", "estimate_patch", "estimate_patches"]
+__all__ = ["Patch", "Search", "Settings", "search_patches"]
 
-Logits = Callable[[Tensor], Tensor]
+CHUNK = 256  # images a pass of the classifier: more are no faster and take memory
+IMPROVEMENT = 0.99  # a mask below this share of the smallest so far is an improvement
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How the search runs.
 
-    steps      updates per class at most.       batch  images an update.
+    steps      updates at most.       batch  images an update.
     rate       learning rate of Adam (betas .5, .9).
     success    share of images that must reach the class, .99 as published.
     patience   consecutive updates above (below) ``success`` before the norm's weight is raised (lowered).
+    stop       updates without improvement before a search ends, once its weight has moved both ways.
     """
 
     steps: int = 400
@@ -34,133 +34,135 @@ class Settings:
     rate: float = 0.1
     success: float = 0.99
     patience: int = 5
+    stop: int = 50
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch < 1 or self.patience < 1:
-            raise OptionError(f"steps, batch, patience: expected at least 1, got {self}")
+        if min(self.steps, self.batch, self.patience, self.stop) < 1:
+            raise OptionError(f"steps, batch, patience, stop: expected at least 1, got {self}")
         if not 0.0 < self.success <= 1.0 or not self.rate > 0.0:
             raise OptionError(f"success in (0, 1] and rate > 0 expected, got {self}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PatchEstimate:
-    """The smallest patch found for one class.
-
-    mask     (H, W) float32 opacity in 0..1.          pattern  (channels, H, W) float32 in 0..1 of full scale.
-    norm     sum of the mask: the size in pixels.     success  share of other classes' images that it sends there.
-    """
+class Search:
+    """One thing to look for: a patch that sends ``images`` (N, channels, H, W) float32 in 0..1 to ``target``."""
 
     target: int
-    mask: NDArray[np.float32]
-    pattern: NDArray[np.float32]
+    images: Tensor
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Patch:
+    """What a search found: mask (H, W), pattern (channels, H, W), both in 0..1.
+
+    norm   sum of the mask; all pixels where no mask reached the class, so that it never looks suspicious.
+    steps  updates made.
+    """
+
+    mask: Tensor
+    pattern: Tensor
     norm: float
-    success: float
-
-    def embed(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Images (N, channels, H, W) in 0..255 with the patch blended in, rounded to 8-bit values."""
-        blended: NDArray[np.float32] = np.rint(
-            (1.0 - self.mask) * pixels + self.mask * (self.pattern * np.float32(255.0))
-        )
-        return blended
+    steps: int
 
 
-def estimate_patches(
+class _State:
+    """A search under way: its parameters, its order of images, the weight of the norm, the smallest mask so far."""
+
+    def __init__(self, search: Search) -> None:
+        channels, height, width = search.images.shape[1:]
+        self.target, self.images = search.target, search.images
+        self.generator = torch.Generator().manual_seed(search.seed)
+        self.mask = (torch.rand(height, width, generator=self.generator) * 0.2 - 2.0).requires_grad_()
+        self.pattern = (torch.rand(channels, height, width, generator=self.generator) * 2 - 1).requires_grad_()
+        self.order = torch.empty(0, dtype=torch.int64)
+        self.weight, self.above, self.below, self.level = 1e-3, 0, 0, 0.0
+        self.raised = self.lowered = False
+        self.best: tuple[float, Tensor, Tensor] | None = None
+        self.mark, self.idle, self.steps = float("inf"), 0, 0
+
+    def batch(self, count: int) -> Tensor:
+        while len(self.order) < count:
+            self.order = torch.cat([self.order, torch.randperm(len(self.images), generator=self.generator)])
+        chosen, self.order = self.order[:count], self.order[count:]
+        return self.images[chosen]
+
+    def judge(self, hit: float, norm: float, mask: Tensor, pattern: Tensor, settings: Settings) -> None:
+        """Keep the mask if it is the smallest that works; adapt the weight."""
+        self.steps += 1
+        self.idle += 1
+        self.level = 0.8 * self.level + 0.2 * hit
+        works = self.level >= settings.success
+        if works and (self.best is None or norm < self.best[0]):
+            self.best = (norm, mask.clone(), pattern.clone())
+            if norm < IMPROVEMENT * self.mark:
+                self.mark, self.idle = norm, 0
+        self.above, self.below = (self.above + 1, 0) if works else (0, self.below + 1)
+        if self.above >= settings.patience:
+            self.weight, self.above, self.raised = self.weight * 1.5, 0, True
+        elif self.below >= settings.patience:
+            self.weight, self.below, self.lowered = self.weight / 1.5**1.5, 0, self.raised or self.lowered
+
+    def done(self, settings: Settings) -> bool:
+        return self.raised and self.lowered and self.best is not None and self.idle >= settings.stop
+
+    def result(self) -> Patch:
+        if self.best is None:
+            mask, pattern = torch.sigmoid(self.mask.detach()), torch.sigmoid(self.pattern.detach())
+            return Patch(mask, pattern, float(mask.numel()), self.steps)
+        return Patch(self.best[1], self.best[2], self.best[0], self.steps)
+
+
+def search_patches(
     logits: Logits,
-    pixels: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    n_classes: int,
+    searches: list[Search],
     *,
     settings: Settings,
-    seed: int = 0,
-    progress: bool = True,
-) -> list[PatchEstimate]:
-    """One estimate per class; arguments as in ``estimate_patch``."""
-    with tqdm(total=n_classes * settings.steps, desc="inspect", unit="step", disable=not progress) as bar:
-        estimates = []
-        for target in range(n_classes):
-            bar.set_postfix({"class": target})
-            estimates.append(estimate_patch(logits, pixels, labels, target, settings=settings, seed=seed, bar=bar))
-            bar.update((target + 1) * settings.steps - bar.n)
-    return estimates
-
-
-def estimate_patch(
-    logits: Logits,
-    pixels: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    target: int,
-    *,
-    settings: Settings,
-    seed: int = 0,
     bar: tqdm | None = None,  # type: ignore[type-arg]
-) -> PatchEstimate:
-    """Minimise cross-entropy to ``target`` plus weight x sum(mask) over clean images of all other classes.
+) -> list[Patch]:
+    """Minimise, in each search by itself, cross-entropy to the target plus weight x sum(mask).
 
     logits  images (N, channels, H, W) float32 in 0..1 of full scale -> (N, classes); it normalises by itself.
-    pixels  (N, channels, H, W) float32 in 0..255.   labels  (N,) true classes.
-    The weight is adapted so that the success stays at the wanted level while the mask shrinks; the smallest mask
-    that reaches it is returned; where none does, the last one, with all pixels as its norm.  Deterministic in the seed.
+    bar     advanced by ``settings.steps`` a search.
+    The weight is adapted so that the success stays at the wanted level while the mask shrinks; the smallest mask that
+    reaches it is returned.  A search ends early by the published rule.  Searches share passes of the classifier,
+    nothing else: each depends on its own seed alone.  Raises DataError when one has no images.
     Source: Wang et al., IEEE S&P 2019, section IV and the authors' scripts.
     """
-    pool = torch.from_numpy(pixels[labels != target] / np.float32(255.0))
-    if len(pool) == 0:
-        raise DataError(f"class {target}: no images of other classes to search with")
-    generator = torch.Generator().manual_seed(seed * 7919 + target)
-    channels, height, width = pool.shape[1:]
-    mask_raw = (torch.rand(height, width, generator=generator) * 0.2 - 2.0).requires_grad_()
-    pattern_raw = (torch.rand(channels, height, width, generator=generator) * 2 - 1).requires_grad_()
-    optimiser = torch.optim.Adam([mask_raw, pattern_raw], lr=settings.rate, betas=(0.5, 0.9))
-    wanted = torch.full((settings.batch,), target)
-    weight, above, below, level = 1e-3, 0, 0, 0.0
-    best: tuple[float, Tensor, Tensor] | None = None
-    order = torch.empty(0, dtype=torch.int64)
+    for search in searches:
+        if len(search.images) == 0:
+            raise DataError(f"class {search.target}: no images of other classes to search with")
+    states = [_State(search) for search in searches]
+    optimiser = torch.optim.Adam([p for s in states for p in (s.mask, s.pattern)], lr=settings.rate, betas=(0.5, 0.9))
+    active = states
     for _ in range(settings.steps):
-        while len(order) < settings.batch:
-            order = torch.cat([order, torch.randperm(len(pool), generator=generator)])
-        images, order = pool[order[: settings.batch]], order[settings.batch :]
-        mask, pattern = torch.sigmoid(mask_raw), torch.sigmoid(pattern_raw)
-        output = logits((1 - mask) * images + mask * pattern)
-        norm = mask.sum()
-        loss = F.cross_entropy(output, wanted) + weight * norm
-        hit = float((output.detach().argmax(1) == target).float().mean())
-        level = 0.8 * level + 0.2 * hit
-        if level >= settings.success and (best is None or float(norm.detach()) < best[0]):
-            best = (float(norm.detach()), mask.detach().clone(), pattern.detach().clone())
-        above, below = (above + 1, 0) if level >= settings.success else (0, below + 1)
-        if above >= settings.patience:
-            weight, above = weight * 1.5, 0
-        elif below >= settings.patience:
-            weight, below = weight / 1.5**1.5, 0
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        optimiser.zero_grad(set_to_none=True)  # what has ended has no gradient, and Adam leaves it alone
+        at_once = max(1, CHUNK // settings.batch)
+        for first in range(0, len(active), at_once):
+            _update(logits, active[first : first + at_once], settings)
         optimiser.step()
+        left = [state for state in active if not state.done(settings)]
         if bar is not None:
-            bar.update()
-    if best is None:  # nothing reached the class: as large as a mask can be, so that it never looks suspicious
-        best = (float(height * width), mask.detach(), pattern.detach())
-    norm_value, mask, pattern = best
-    estimate = PatchEstimate(target, mask.numpy(), pattern.numpy(), norm_value, 0.0)
-    success = _success(logits, estimate, pixels[labels != target])
-    return PatchEstimate(target, mask.numpy(), pattern.numpy(), norm_value, success)
+            ended = sum(settings.steps - s.steps for s in active if s.done(settings))
+            bar.update(len(active) + ended)
+        active = left
+        if not active:
+            break
+    return [state.result() for state in states]
 
 
-def _success(logits: Logits, estimate: PatchEstimate, pixels: NDArray[np.float32], batch: int = 256) -> float:
-    hits = 0
-    with torch.inference_mode():
-        for start in range(0, len(pixels), batch):
-            images = torch.from_numpy(estimate.embed(pixels[start : start + batch]) / np.float32(255.0))
-            hits += int((logits(images).argmax(1) == estimate.target).sum())
-    return hits / len(pixels)
-
-
-def anomaly_indices(norms: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How far each class's norm lies below the median, in units of 1.4826 x the median absolute deviation.
-
-    norms: (classes,).  Positive below the median, negative above; the published rule calls > 2 a backdoor's target.
-    Source: Wang et al., IEEE S&P 2019, section IV.C.
-    """
-    median = np.median(norms)
-    deviation = 1.4826 * np.median(np.abs(norms - median))
-    if deviation == 0.0:
-        return np.where(norms < median, np.inf, np.where(norms > median, -np.inf, 0.0))
-    return (median - norms) / deviation
+def _update(logits: Logits, states: list[_State], settings: Settings) -> None:
+    """Gradients of a few searches in one pass."""
+    masks = torch.sigmoid(torch.stack([s.mask for s in states]))[:, None, None]
+    patterns = torch.sigmoid(torch.stack([s.pattern for s in states]))[:, None]
+    images = torch.stack([s.batch(settings.batch) for s in states])
+    output = logits(((1 - masks) * images + masks * patterns).flatten(0, 1))
+    wanted = torch.tensor([s.target for s in states]).repeat_interleave(settings.batch)
+    entropies = F.cross_entropy(output, wanted, reduction="none").reshape(len(states), -1).mean(1)
+    norms = masks.sum((1, 2, 3, 4))
+    hits = (output.detach().argmax(1) == wanted).reshape(len(states), -1).float().mean(1)
+    (entropies + torch.tensor([s.weight for s in states]) * norms).sum().backward()
+    for state, hit, norm, mask, pattern in zip(
+        states, hits.tolist(), norms.tolist(), masks.detach()[:, 0, 0], patterns.detach()[:, 0], strict=True
+    ):
+        state.judge(hit, norm, mask, pattern, settings)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from inflight_edge.calibration.baselines import B3D, NeuronFilter, Strip, compare, entropy, most_changed
-from inflight_edge.calibration.reversal.neural_cleanse import PatchEstimate
+from inflight_edge.calibration.reversal.estimates import PatchEstimate
 from inflight_edge.errors import DataError, OptionError
 from inflight_edge.preprocess import Preprocess
 

@@ -18,9 +18,11 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from inflight_edge.calibration.datasets import ImageSet
-from inflight_edge.calibration.inspection import Inspection, check_accuracy, inspect, read_inspection, suspicious
+from inflight_edge.calibration.inspection import Inspection, check_accuracy, inspect, read_inspection
 from inflight_edge.calibration.model import Classifier
-from inflight_edge.calibration.reversal.neural_cleanse import Settings, anomaly_indices
+from inflight_edge.calibration.reversal.decision import anomaly_indices, suspicious
+from inflight_edge.calibration.reversal.estimates import AdditionEstimate, PatchEstimate
+from inflight_edge.calibration.reversal.neural_cleanse import Settings
 from inflight_edge.errors import DataError
 from inflight_edge.preprocess import Preprocess
 
@@ -92,9 +94,12 @@ def same(one: Inspection, two: Inspection) -> None:
         assert getattr(one, name) == getattr(two, name)
     np.testing.assert_array_equal(one.indices, two.indices)
     for a, b in zip(one.estimates, two.estimates, strict=True):
+        assert isinstance(a, PatchEstimate)
+        assert isinstance(b, PatchEstimate)
         np.testing.assert_array_equal(a.mask, b.mask)
         np.testing.assert_array_equal(a.pattern, b.pattern)
-        assert (a.target, a.norm, a.success) == (b.target, b.norm, b.success)
+        assert (a.target, a.kind, a.norm, a.success, a.sources) == (b.target, b.kind, b.norm, b.success, b.sources)
+    assert [(f.target, f.method) for f in one.findings] == [(f.target, f.method) for f in two.findings]
 
 
 def test_a_saved_inspection_comes_back(inspection: Inspection, tmp_path: Path) -> None:
@@ -216,11 +221,11 @@ def test_forging_nothing_is_read(forge: Callable[..., Path], inspection: Inspect
 
 
 HEADERS: dict[str, tuple[str | dict[str, Any], str]] = {
-    "none": ("", "not an inspection of version 1; run `inflight-edge inspect` again"),
-    "list": ("[]", "not an inspection of version 1"),
+    "none": ("", "not an inspection of version 2; run `inflight-edge inspect` again"),
+    "list": ("[]", "not an inspection of version 2"),
     "no JSON": ("{", r"not a readable inspection \(.*\); run `inflight-edge inspect` again"),
-    "version": ({"version": 2}, "not an inspection of version 1"),
-    "format": ({"format": "another"}, "not an inspection of version 1"),
+    "version": ({"version": 1}, "not an inspection of version 2"),
+    "format": ({"format": "another"}, "not an inspection of version 2"),
     "unknown suspect": ({"suspects": [N_CLASSES]}, "suspects or class names do not fit 7 classes"),
     "negative suspect": ({"suspects": [-1]}, "suspects or class names do not fit 7 classes"),
     "suspect by name": ({"suspects": ["three"]}, "not a readable inspection"),
@@ -228,8 +233,8 @@ HEADERS: dict[str, tuple[str | dict[str, Any], str]] = {
     "too few names": ({"class_names": ["a", "b"]}, "suspects or class names do not fit 7 classes"),
     "names": ({"class_names": 5}, "not a readable inspection"),
     "two sizes": ({"input_shape": [12, 12]}, r"not a readable inspection \(input shape: expected"),
-    "other size": ({"input_shape": [1, 12, 13]}, r"masks: expected finite numbers of shape \(7, 12, 13\), got shape"),
-    "more channels": ({"input_shape": [3, 12, 12]}, r"patterns: expected finite numbers of shape \(7, 3, 12, 12\)"),
+    "other size": ({"input_shape": [1, 12, 13]}, r"mask.0: expected finite numbers of shape \(12, 13\), got shape"),
+    "more channels": ({"input_shape": [3, 12, 12]}, r"pattern.0: expected finite numbers of shape \(3, 12, 12\)"),
     "scale": ({"scale": 0}, r"not a readable inspection \(scale: expected a number > 0"),
     "text as scale": ({"scale": "1/255"}, "not a readable inspection"),
     "std": ({"std": [0.0]}, r"not a readable inspection \(std: expected numbers > 0"),
@@ -252,33 +257,32 @@ def test_hostile_header(forge: Callable[..., Path], case: str) -> None:
 
 
 def test_missing_key_in_the_header(forge: Callable[..., Path]) -> None:
-    path = forge(json.dumps({"format": "inflight-edge-inspection", "version": 1}))
+    path = forge(json.dumps({"format": "inflight-edge-inspection", "version": 2}))
     with pytest.raises(DataError, match=rf"^{path}: not a readable inspection \('input_shape'\)"):
         read_inspection(path)
 
 
-@pytest.mark.parametrize("name", ["masks", "patterns", "norms", "success"])
-@pytest.mark.parametrize("harm", ["missing", "NaN", "infinite", "short", "flat"])
-def test_hostile_tensors(forge: Callable[..., Path], inspection: Inspection, name: str, harm: str) -> None:
-    shapes = {"masks": (7, 12, 12), "patterns": (7, 1, 12, 12), "norms": (7,), "success": (7,)}
-    good = np.full(shapes[name], 0.5, np.float32)
-    bad = good.copy()
+@pytest.mark.parametrize("name", ["mask.3", "pattern.3"])
+@pytest.mark.parametrize("harm", ["missing", "NaN", "infinite", "flat"])
+def test_hostile_tensors(forge: Callable[..., Path], name: str, harm: str) -> None:
+    bad = np.full((12, 12) if name == "mask.3" else (1, 12, 12), 0.5, np.float32)
     bad.flat[3] = np.nan if harm == "NaN" else np.inf
-    array = {"missing": None, "NaN": bad, "infinite": bad, "short": good[:5], "flat": good[..., :1]}[harm]
-    if harm == "flat" and name in ("norms", "success"):
-        array = good[:, None]
+    array = {"missing": None, "NaN": bad, "infinite": bad, "flat": bad[..., :1] * 0}[harm]
     path = forge(**{name: array})
-    with pytest.raises(DataError, match=rf"^{path}: (not a readable inspection|\w+: expected finite numbers of shape)"):
+    with pytest.raises(DataError, match=rf"^{path}: (not a readable inspection|{name}: expected finite numbers of)"):
+        read_inspection(path)
+
+
+def test_a_tensor_that_no_class_calls_for(forge: Callable[..., Path]) -> None:
+    path = forge(**{"perturbation.3": np.zeros((1, 12, 12), np.float32)})
+    with pytest.raises(DataError, match=r"missing or unknown tensors: perturbation\.3"):
         read_inspection(path)
 
 
 VALUES: dict[str, tuple[str, Callable[[Any], Any], str]] = {
-    "mask above 1": ("masks", lambda a: a * 50, "expected float32 from 0 to 1, got float32 from"),
-    "pattern below 0": ("patterns", lambda a: a - 2, "expected float32 from 0 to 1, got float32 from -"),
-    "double masks": ("masks", lambda a: a.astype(np.float64), "expected float32 from 0 to 1, got float64 from"),
-    "double patterns": ("patterns", lambda a: a.astype(np.float64), "expected float32 from 0 to 1, got float64 from"),
-    "negative norms": ("norms", lambda a: -a, "expected float64 from 1e-12 to inf, got float64 from -"),
-    "success above 1": ("success", lambda a: a + 1.5, "expected float64 from 0 to 1, got float64 from"),
+    "mask above 1": ("mask.2", lambda a: a * 50 + 2, "expected float32 from 0 to 1, got float32 from"),
+    "pattern below 0": ("pattern.2", lambda a: a - 2, "expected float32 from 0 to 1, got float32 from -"),
+    "double masks": ("mask.2", lambda a: a.astype(np.float64), "expected float32 from 0 to 1, got float64 from"),
 }
 
 
@@ -290,6 +294,46 @@ def test_values_that_no_inspection_writes(forge: Callable[..., Path], tmp_path: 
     path = forge(**{name: change(array)})
     with pytest.raises(DataError, match=rf"^{path}: {name}: {message}.*; run `inflight-edge inspect` again"):
         read_inspection(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "blend"}, "kind: expected patch or addition, got 'blend'"),
+        ({"norm": -1.0}, "expected norm > 0 and success in 0..1"),
+        ({"success": 1.5}, "expected norm > 0 and success in 0..1"),
+        ({"sources": [0]}, "sources: expected other classes"),
+        ({"sources": [7]}, "sources: expected other classes"),
+        ({"sources": []}, "sources: expected other classes"),
+        ({"more": 1}, "missing or unknown keys"),
+    ],
+)
+def test_hostile_class_records(
+    forge: Callable[..., Path], inspection: Inspection, change: dict[str, Any], message: str
+) -> None:
+    records = [
+        {"kind": e.kind, "norm": e.norm, "success": e.success, "sources": list(e.sources)} for e in inspection.estimates
+    ]
+    records[0] |= change
+    with pytest.raises(DataError, match=rf"not a readable inspection \(class 0: {message}"):
+        read_inspection(forge(changes={"classes": records}))
+
+
+def test_a_finding_by_an_unknown_method(forge: Callable[..., Path]) -> None:
+    findings = [{"target": TARGET, "method": "guess", "score": 1.0}]
+    with pytest.raises(DataError, match=r"not a readable inspection \(findings"):
+        read_inspection(forge(changes={"findings": findings}))
+
+
+def test_an_addition_comes_back(inspection: Inspection, tmp_path: Path) -> None:
+    values = np.linspace(-1, 1, 144, dtype=np.float32).reshape(1, 12, 12)
+    addition = AdditionEstimate(TARGET, values, 2.5, 0.75, (0, 2))
+    estimates = tuple(addition if e.target == TARGET else e for e in inspection.estimates)
+    path = replace(inspection, estimates=estimates).save(tmp_path)
+    got = read_inspection(path).estimates[TARGET]
+    assert isinstance(got, AdditionEstimate)
+    np.testing.assert_array_equal(got.perturbation, values)
+    assert (got.norm, got.success, got.sources) == (2.5, 0.75, (0, 2))
 
 
 def test_damaged_and_missing_files(inspection: Inspection, tmp_path: Path) -> None:

@@ -9,13 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from inflight_edge.calibration.reversal.neural_cleanse import (
-    PatchEstimate,
-    Settings,
-    anomaly_indices,
-    estimate_patch,
-    estimate_patches,
-)
+from inflight_edge.calibration.reversal.decision import anomaly_indices
+from inflight_edge.calibration.reversal.estimates import PatchEstimate
+from inflight_edge.calibration.reversal.neural_cleanse import Patch, Search, Settings, search_patches
 from inflight_edge.errors import DataError, OptionError
 
 
@@ -62,64 +58,59 @@ def pixels() -> tuple[np.ndarray, np.ndarray]:
 SETTINGS = Settings(steps=250, batch=16)
 
 
-def test_the_search_finds_the_smallest_patch() -> None:
+def search(target: int, seed: int = 0) -> Search:
     images, labels = pixels()
-    estimate = estimate_patch(corner_model, images, labels, 2, settings=SETTINGS)
-    inside = np.zeros((SIZE, SIZE), bool)
+    return Search(target, torch.from_numpy(images[labels != target] / np.float32(255)), seed)
+
+
+def found(*searches: Search, settings: Settings = SETTINGS) -> list[Patch]:
+    return search_patches(corner_model, list(searches), settings=settings)
+
+
+def test_the_search_finds_the_smallest_patch() -> None:
+    (patch,) = found(search(2))
+    inside = torch.zeros(SIZE, SIZE, dtype=torch.bool)
     inside[CORNER] = True
     # At least 3 of 4 pixels' brightness must be put there, so no mask below 3 succeeds.
-    assert 3.0 <= estimate.norm < 5.0
-    assert estimate.mask[inside].min() > 0.5
-    assert estimate.mask[~inside].max() < 0.1
-    assert estimate.pattern[1][CORNER].min() > 0.7
-    assert estimate.success == 1.0
-    assert estimate.target == 2
-    assert (estimate.mask.dtype, estimate.pattern.dtype) == (np.float32, np.float32)
-    assert (estimate.mask.shape, estimate.pattern.shape) == ((SIZE, SIZE), (2, SIZE, SIZE))
-    assert estimate.norm == pytest.approx(float(estimate.mask.sum()), rel=1e-5)
+    assert 3.0 <= patch.norm < 5.0
+    assert patch.mask[inside].min() > 0.5
+    assert patch.mask[~inside].max() < 0.1
+    assert patch.pattern[1][CORNER].min() > 0.7
+    assert (patch.mask.shape, patch.pattern.shape) == ((SIZE, SIZE), (2, SIZE, SIZE))
+    assert patch.norm == pytest.approx(float(patch.mask.sum()), rel=1e-5)
 
 
-def test_success_is_what_the_embedded_images_reach() -> None:
-    images, labels = pixels()
-    estimate = estimate_patch(corner_model, images, labels, 2, settings=replace(SETTINGS, steps=3))
-    embedded = torch.from_numpy(estimate.embed(images) / 255)
-    reached = float((corner_model(embedded).argmax(1) == 2).float().mean())
-    assert estimate.success == pytest.approx(reached)
-    assert reached < 0.5  # three steps are not enough: the last mask is given with its true success
+def test_a_search_ends_early_without_losing_its_mask() -> None:
+    (early,) = found(search(2), settings=replace(SETTINGS, steps=1000))
+    (full,) = found(search(2), settings=replace(SETTINGS, steps=1000, stop=1000))
+    assert early.steps < 500 < full.steps == 1000
+    assert full.norm <= early.norm < 1.1 * full.norm
 
 
-def test_the_target_itself_is_left_out_of_the_search() -> None:
-    images, labels = pixels()
-    # Class 0 is the dark half: searching for it must use the bright images alone.
-    estimate = estimate_patch(corner_model, images, labels, 0, settings=replace(SETTINGS, steps=1))
-    assert estimate.target == 0
-    again = estimate_patch(corner_model, images[30:], labels[30:], 0, settings=replace(SETTINGS, steps=1))
-    np.testing.assert_array_equal(estimate.mask, again.mask)
+def test_a_class_that_no_mask_reaches_has_all_pixels() -> None:
+    (patch,) = found(search(2), settings=replace(SETTINGS, steps=3))
+    assert patch.norm == SIZE * SIZE
+
+
+def test_no_images_to_search_with() -> None:
+    empty = Search(1, torch.zeros(0, 2, SIZE, SIZE), 0)
     with pytest.raises(DataError, match=r"^class 1: no images of other classes to search with"):
-        estimate_patch(corner_model, images[30:], labels[30:], 1, settings=SETTINGS)
+        found(search(2), empty)
 
 
 def test_the_search_depends_on_the_seed_alone() -> None:
-    images, labels = pixels()
     short = replace(SETTINGS, steps=20)
-    runs = [estimate_patch(corner_model, images, labels, 2, settings=short, seed=seed) for seed in (0, 0, 1)]
-    np.testing.assert_array_equal(runs[0].mask, runs[1].mask)
-    np.testing.assert_array_equal(runs[0].pattern, runs[1].pattern)
-    assert np.abs(runs[0].mask - runs[2].mask).max() > 1e-3
+    runs = [found(search(2, seed), settings=short)[0] for seed in (0, 0, 1)]
+    assert torch.equal(runs[0].mask, runs[1].mask)
+    assert (runs[0].mask - runs[2].mask).abs().max() > 1e-3
 
 
-def test_every_class_gets_an_estimate(capsys: pytest.CaptureFixture[str]) -> None:
-    images, labels = pixels()
+def test_searches_side_by_side_find_what_each_finds_alone() -> None:
     short = replace(SETTINGS, steps=20)
-    estimates = estimate_patches(corner_model, images, labels, N_CLASSES, settings=short, progress=False)
-    assert [estimate.target for estimate in estimates] == [0, 1, 2]
-    alone = estimate_patch(corner_model, images, labels, 1, settings=short)
-    np.testing.assert_array_equal(estimates[1].mask, alone.mask)
-    assert capsys.readouterr() == ("", "")
-    estimate_patches(corner_model, images, labels, N_CLASSES, settings=replace(short, steps=2), progress=True)
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "6/6" in captured.err
+    together = found(search(0), search(1), search(2), settings=short)
+    alone = [found(search(target), settings=short)[0] for target in range(N_CLASSES)]
+    for one, two in zip(together, alone, strict=True):
+        torch.testing.assert_close(one.mask, two.mask, rtol=1e-4, atol=1e-5)
 
 
 def test_embedding_blends_and_rounds_to_eight_bits() -> None:
@@ -138,9 +129,10 @@ def test_embedding_blends_and_rounds_to_eight_bits() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 0}, "^steps, batch, patience: expected at least 1, got"),
-        ({"batch": 0}, "^steps, batch, patience: expected at least 1, got"),
-        ({"patience": 0}, "^steps, batch, patience: expected at least 1, got"),
+        ({"steps": 0}, "^steps, batch, patience, stop: expected at least 1, got"),
+        ({"batch": 0}, "^steps, batch, patience, stop: expected at least 1, got"),
+        ({"stop": 0}, "^steps, batch, patience, stop: expected at least 1, got"),
+        ({"patience": 0}, "^steps, batch, patience, stop: expected at least 1, got"),
         ({"success": 0.0}, r"^success in \(0, 1\] and rate > 0 expected, got"),
         ({"success": 1.1}, r"^success in \(0, 1\] and rate > 0 expected, got"),
         ({"success": float("nan")}, r"^success in \(0, 1\] and rate > 0 expected, got"),

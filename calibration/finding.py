@@ -1,0 +1,214 @@
+"""The searches of an inspection, in their order, and what they find."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from inflight_edge.calibration.reversal.decision import (
+    P_VALUE,
+    anomaly_indices,
+    pair_ratios,
+    perturbation_p_values,
+    small_pairs,
+    suspicious,
+)
+from inflight_edge.calibration.reversal.estimates import (
+    AdditionEstimate,
+    Estimate,
+    Logits,
+    PatchEstimate,
+    predicted,
+)
+from inflight_edge.calibration.reversal.neural_cleanse import Search, Settings, search_patches
+from inflight_edge.calibration.reversal.perturbation import AdditionSettings, search_additions
+
+__all__ = ["FOUND_BY", "Finding", "Method", "Searcher"]
+
+Method = Literal["auto", "neural-cleanse", "perturbation"]
+FOUND_BY = ("neural-cleanse", "neural-cleanse per source", "perturbation")
+MAX_CLASSES = 20  # of a search per pair of classes: with more classes there are too many pairs
+PAIR_STEPS, PAIR_BATCH = 150, 8
+HELD_OUT = 5  # every fifth image
+TRANSFER, CONFIRMED = 0.5, 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Why a class is suspected.
+
+    method  one of FOUND_BY.
+    score   the anomaly index of the mask; per source the pair's norm over the expected one; the p-value of the model.
+    """
+
+    target: int
+    method: str
+    score: float
+
+
+class Searcher:
+    """Runs the searches on clean images.
+
+    fast, exact  images (N, channels, H, W) in 0..1 -> logits: for gradients, and to measure what was found.
+    pixels       (N, channels, H, W) float32 in 0..255.      labels  (N,).
+    """
+
+    def __init__(
+        self,
+        fast: Logits,
+        exact: Logits,
+        pixels: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        n_classes: int,
+        settings: Settings,
+        seed: int,
+        progress: bool,
+    ) -> None:
+        self.fast, self.exact, self.pixels, self.labels = fast, exact, pixels, labels
+        self.n_classes, self.settings, self.seed, self.progress = n_classes, settings, seed, progress
+        self.held_out = _held_out(labels)
+        self.images = torch.from_numpy(pixels / np.float32(255.0))
+
+    def run(self, method: str) -> tuple[tuple[Estimate, ...], tuple[Finding, ...]]:
+        """One estimate per class, and the findings, at most one a class; the earlier search has precedence."""
+        others = [self.others(t) for t in range(self.n_classes)]
+        estimates: list[Estimate] = []
+        findings: list[Finding] = []
+        if method != "perturbation":
+            estimates = list(self.patches(list(range(self.n_classes)), others))
+            norms = np.array([e.norm for e in estimates])
+            indices = anomaly_indices(norms)
+            named = sorted(np.flatnonzero(suspicious(norms)).tolist(), key=lambda c: norms[c])
+            findings = [Finding(c, FOUND_BY[0], float(indices[c])) for c in named]
+            if 2 < self.n_classes <= MAX_CLASSES:
+                self._keep(estimates, findings, self.single_patches())
+        if method != "neural-cleanse":
+            if not estimates:
+                estimates = list(self.additions(list(range(self.n_classes)), others, success=0.9))
+            if 2 < self.n_classes <= MAX_CLASSES:
+                self._keep(estimates, findings, self.perturbations())
+        return tuple(estimates), tuple(findings)
+
+    def _keep(self, estimates: list[Estimate], findings: list[Finding], found: list[tuple[Finding, Estimate]]) -> None:
+        for finding, estimate in found:
+            if all(finding.target != other.target for other in findings):
+                findings.append(finding)
+                estimates[finding.target] = estimate
+
+    def others(self, target: int) -> tuple[int, ...]:
+        """All classes but the target."""
+        return tuple(c for c in range(self.n_classes) if c != target)
+
+    def search(self, target: int, sources: tuple[int, ...], salt: int = 0) -> Search:
+        """A search on the images of the sources that are not held out."""
+        used = np.isin(self.labels, sources) & ~self.held_out
+        code = self.seed * 7919 + target + 1009 * (sources[0] + 1 if len(sources) == 1 else 0) + 100_003 * salt
+        return Search(target, self.images[torch.from_numpy(used)], code)
+
+    def patches(self, targets: list[int], sources: list[tuple[int, ...]]) -> list[PatchEstimate]:
+        """The smallest patch to each target from its sources, with its success on held-out images."""
+        searches = [self.search(t, s) for t, s in zip(targets, sources, strict=True)]
+        total = len(searches) * self.settings.steps
+        with tqdm(total=total, desc="patches", unit="step", disable=not self.progress) as bar:
+            found = search_patches(self.fast, searches, settings=self.settings, bar=bar)
+        result = []
+        for target, classes, patch in zip(targets, sources, found, strict=True):
+            estimate = PatchEstimate(target, patch.mask.numpy(), patch.pattern.numpy(), patch.norm, 0.0, classes)
+            success = self.success(estimate, classes)
+            result.append(PatchEstimate(target, estimate.mask, estimate.pattern, estimate.norm, success, classes))
+        return result
+
+    def additions(
+        self, targets: list[int], sources: list[tuple[int, ...]], *, success: float
+    ) -> list[AdditionEstimate]:
+        """The smallest addition to each target from its sources, with its success on held-out images."""
+        settings = AdditionSettings(images=64 if len(sources[0]) > 1 else 32, success=success)
+        searches = [self.search(t, s) for t, s in zip(targets, sources, strict=True)]
+        with tqdm(
+            total=len(searches) * settings.steps, desc="additions", unit="step", disable=not self.progress
+        ) as bar:
+            found = search_additions(self.fast, searches, settings=settings, bar=bar)
+        result = []
+        for target, classes, addition in zip(targets, sources, found, strict=True):
+            values = addition.perturbation.clamp(-1, 1).numpy()
+            norm = max(addition.norm, 1e-9)
+            estimate = AdditionEstimate(target, values, norm, 0.0, classes)
+            result.append(AdditionEstimate(target, values, norm, self.success(estimate, classes), classes))
+        return result
+
+    def success(self, estimate: Estimate, sources: tuple[int, ...]) -> float:
+        """Share of the sources' held-out images that the pattern sends to the target."""
+        chosen = np.isin(self.labels, sources) & self.held_out
+        return float((predicted(self.exact, estimate.embed(self.pixels[chosen])) == estimate.target).mean())
+
+    def transfer(self, estimate: Estimate) -> tuple[int, ...]:
+        """Classes of whose held-out images the pattern sends at least half to the target."""
+        return tuple(c for c in self.others(estimate.target) if self.success(estimate, (c,)) >= TRANSFER)
+
+    def single_patches(self) -> list[tuple[Finding, Estimate]]:
+        """Targets of single-class attacks: a pair of classes with a patch far smaller than the others let expect.
+
+        A quick search over all pairs; those that stand out are searched again at full length with another seed, must
+        stand out again, and must work on held-out images.
+        """
+        pairs = list(permutations(range(self.n_classes), 2))
+        quick = Settings(steps=min(PAIR_STEPS, self.settings.steps), batch=PAIR_BATCH)
+        searches = [self.search(t, (s,)) for s, t in pairs]
+        with tqdm(
+            total=len(pairs) * quick.steps, desc="patches per pair", unit="step", disable=not self.progress
+        ) as bar:
+            found = search_patches(self.fast, searches, settings=quick, bar=bar)
+        norms = np.ones((self.n_classes, self.n_classes))
+        for (s, t), patch in zip(pairs, found, strict=True):
+            norms[s, t] = patch.norm
+        result: list[tuple[Finding, Estimate]] = []
+        candidates = sorted(zip(*np.nonzero(small_pairs(norms)), strict=True), key=lambda pair: norms[pair])
+        for s, t in [(int(s), int(t)) for s, t in candidates]:
+            again = search_patches(self.fast, [self.search(t, (s,), salt=1)], settings=quick)[0]
+            norms[s, t] = again.norm
+            if not small_pairs(norms)[s, t] or any(t == finding.target for finding, _ in result):
+                continue
+            estimate = self.patches([t], [(s,)])[0]
+            if estimate.success >= CONFIRMED:
+                result.append((Finding(t, FOUND_BY[1], float(pair_ratios(norms)[s, t])), estimate))
+        return result
+
+    def perturbations(self) -> list[tuple[Finding, Estimate]]:
+        """The class with the smallest p-value of the additive search, where the model's is at most .05."""
+        pairs = list(permutations(range(self.n_classes), 2))
+        settings = AdditionSettings()
+        searches = [self.search(t, (s,)) for s, t in pairs]
+        with tqdm(
+            total=len(pairs) * settings.steps, desc="additions per pair", unit="step", disable=not self.progress
+        ) as bar:
+            found = search_additions(self.fast, searches, settings=settings, bar=bar)
+        norms = np.ones((self.n_classes, self.n_classes))
+        for (s, t), addition in zip(pairs, found, strict=True):
+            norms[s, t] = max(addition.norm, 1e-9)
+        p_values = perturbation_p_values(norms)
+        target = int(np.argmin(p_values))
+        overall = float(-np.expm1(self.n_classes * np.log1p(-min(p_values[target], 1 - 1e-12))))
+        if overall > P_VALUE:
+            return []
+        source = min(self.others(target), key=lambda s: norms[s, target])
+        estimate = self.additions([target], [(source,)], success=0.9)[0]
+        sources = self.transfer(estimate)
+        if len(sources) > 1:
+            everyone = len(sources) >= (self.n_classes - 1) / 2
+            estimate = self.additions([target], [self.others(target) if everyone else sources], success=0.9)[0]
+        return [(Finding(target, FOUND_BY[2], overall), estimate)]
+
+
+def _held_out(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Every fifth image of each class, at least one."""
+    held = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        held[members[HELD_OUT - 1 :: HELD_OUT] if len(members) >= HELD_OUT else members[-1:]] = True
+    return held

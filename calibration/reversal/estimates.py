@@ -1,0 +1,114 @@
+"""Estimated patterns: a patch that is blended in or an addition; both are embedded and measured in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["AdditionEstimate", "Estimate", "Kind", "Logits", "PatchEstimate", "predicted"]
+
+Logits = Callable[[Tensor], Tensor]
+Kind = Literal["patch", "addition"]
+
+
+@runtime_checkable
+class Estimate(Protocol):
+    """What a search found for one class, whatever its kind.
+
+    target   class that the pattern leads to.
+    norm     size of the pattern: pixels of a patch, Euclidean norm in full scales of an addition.
+    success  share of held-out images of the sources that it sends there.
+    sources  classes whose images it was fitted on, ascending.
+    kind     which of the two it is.
+    """
+
+    @property
+    def target(self) -> int:
+        """See the class."""
+
+    @property
+    def norm(self) -> float:
+        """See the class."""
+
+    @property
+    def success(self) -> float:
+        """See the class."""
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """See the class."""
+
+    @property
+    def kind(self) -> Kind:
+        """See the class."""
+
+    def embed(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Images (N, channels, H, W) in 0..255 with the pattern, rounded to 8-bit values."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PatchEstimate:
+    """The smallest patch found for one class.
+
+    mask     (H, W) float32 opacity in 0..1.          pattern  (channels, H, W) float32 in 0..1 of full scale.
+    norm     sum of the mask: the size in pixels.     success, sources  as in Estimate.
+    """
+
+    target: int
+    mask: NDArray[np.float32]
+    pattern: NDArray[np.float32]
+    norm: float
+    success: float
+    sources: tuple[int, ...] = ()
+
+    @property
+    def kind(self) -> Kind:
+        """Always ``patch``."""
+        return "patch"
+
+    def embed(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Images (N, channels, H, W) in 0..255 with the patch blended in, rounded to 8-bit values."""
+        blended: NDArray[np.float32] = np.rint(
+            (1.0 - self.mask) * pixels + self.mask * (self.pattern * np.float32(255.0))
+        )
+        return blended
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AdditionEstimate:
+    """The smallest addition found for one class.
+
+    perturbation  (channels, H, W) float32 in -1..1 of full scale.
+    norm          its Euclidean norm.     success, sources  as in Estimate.
+    """
+
+    target: int
+    perturbation: NDArray[np.float32]
+    norm: float
+    success: float
+    sources: tuple[int, ...] = ()
+
+    @property
+    def kind(self) -> Kind:
+        """Always ``addition``."""
+        return "addition"
+
+    def embed(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Images (N, channels, H, W) in 0..255 plus the perturbation, clipped and rounded to 8-bit values."""
+        added: NDArray[np.float32] = np.rint(np.clip(pixels + self.perturbation * np.float32(255.0), 0.0, 255.0))
+        return added
+
+
+def predicted(logits: Logits, pixels: NDArray[np.float32], batch: int = 256) -> NDArray[np.int64]:
+    """Predicted classes (N,) of images (N, channels, H, W) in 0..255."""
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(pixels), batch):
+            parts.append(logits(torch.from_numpy(pixels[start : start + batch] / np.float32(255.0))).argmax(1).numpy())
+    return np.concatenate(parts)

@@ -1,0 +1,94 @@
+"""The additive search on a classifier whose smallest addition is known; p-values and ratios of pairs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from inflight_edge.calibration.reversal.decision import pair_ratios, perturbation_p_values, small_pairs
+from inflight_edge.calibration.reversal.estimates import AdditionEstimate
+from inflight_edge.calibration.reversal.neural_cleanse import Search
+from inflight_edge.calibration.reversal.perturbation import AdditionSettings, search_additions
+from inflight_edge.errors import DataError, OptionError
+
+
+def linear(images: Tensor) -> Tensor:
+    """Class 1 once the sum of the left column exceeds 2."""
+    left = images[:, 0, :, 0].sum(1)
+    return torch.stack([torch.zeros_like(left), (left - 2.0) * 5], 1)
+
+
+def search(target: int = 1, n: int = 12) -> Search:
+    return Search(target, torch.full((n, 1, 4, 4), 0.25), 0)
+
+
+def test_the_smallest_addition_is_found() -> None:
+    # From 1 to 2 over four pixels: .25 each, norm .5.  Updates are .02 long.
+    settings = AdditionSettings(length=0.005, steps=60)
+    (found,) = search_additions(linear, [search()], settings=settings)
+    assert found.reached
+    assert found.norm == pytest.approx(0.5, abs=0.002)
+    torch.testing.assert_close(found.perturbation[0, :, 0], torch.full((4,), 0.25), atol=0.002, rtol=0)
+    assert found.perturbation[0, :, 1:].abs().max() < 1e-6
+    assert 24 <= found.steps <= 27
+
+
+def test_what_is_there_already_needs_nothing_and_what_is_far_is_not_reached() -> None:
+    settings = AdditionSettings(length=0.005, steps=5)
+    near, far = search_additions(linear, [search(0), search(1)], settings=settings)
+    assert (near.reached, near.norm, near.steps) == (True, 0.0, 0)
+    assert (far.reached, far.steps) == (False, 5)
+
+
+def test_searches_share_passes_and_nothing_else() -> None:
+    settings = AdditionSettings(length=0.005, steps=60)
+    alone = search_additions(linear, [search()], settings=settings)[0]
+    together = search_additions(linear, [search(0), search(), search()], settings=settings)
+    torch.testing.assert_close(together[1].perturbation, alone.perturbation)
+    torch.testing.assert_close(together[2].perturbation, alone.perturbation)
+
+
+def test_no_images_and_options_out_of_range() -> None:
+    with pytest.raises(DataError, match=r"^class 1: no images of other classes to search with"):
+        search_additions(linear, [search(n=0)], settings=AdditionSettings())
+    for harm in ({"steps": 0}, {"images": 0}, {"length": 0.0}, {"success": 0.0}, {"success": 1.1}):
+        with pytest.raises(OptionError, match="expected"):
+            AdditionSettings(**harm)  # type: ignore[arg-type]
+
+
+def test_embedding_adds_clips_and_rounds() -> None:
+    values = np.array([[[0.1, -0.1], [1.0, 0.0]]], np.float32)
+    got = AdditionEstimate(0, values, 1.0, 1.0, (1,)).embed(np.array([[[[10.0, 10.0], [10.0, 7.0]]]], np.float32))
+    np.testing.assert_array_equal(got, [[[[36.0, 0.0], [255.0, 7.0]]]])  # 10 + 25.5 = 35.5, to even
+
+
+def clean_norms(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).lognormal(1.0, 0.25, (10, 10))
+
+
+def test_one_small_addition_has_a_small_p_value() -> None:
+    norms = clean_norms(0)
+    norms[4, 7] = 0.5
+    p_values = perturbation_p_values(norms)
+    assert int(p_values.argmin()) == 7
+    assert p_values[7] < 0.005
+    assert np.delete(p_values, 7).min() > 0.005
+
+
+def test_p_values_of_exchangeable_norms_are_seldom_small() -> None:
+    smallest = [perturbation_p_values(clean_norms(seed)).min() for seed in range(40)]
+    assert np.mean(np.array(smallest) < 0.005) <= 0.15
+
+
+def test_ratios_by_hand() -> None:
+    rows, columns = np.array([1.0, 2.0, 3.0, 4.0]), np.array([5.0, 1.0, 2.0, 8.0])
+    norms = np.outer(rows, columns)
+    norms[1, 2] /= 10
+    ratios = pair_ratios(norms)
+    assert np.isnan(np.diag(ratios)).all()
+    assert ratios[1, 2] == np.nanmin(ratios)
+    assert small_pairs(norms).sum() == 1
+    assert small_pairs(norms)[1, 2]
+    assert not small_pairs(np.outer(rows, columns)).any()
