@@ -68,7 +68,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     inspection = replace(inspection, suspects=(case.target,))
     names = ("fp32", "fp16", "int8")
     bundle = calibrate(classifier, case.defence, inspection, precisions=names, seed=options.seed, progress=False)
-    chosen = case.test.subset(case.test.labels != TARGET)
+    chosen = case.test.subset(case.test.labels != case.target)
     stamped = ImageSet(case.trigger.embed(np.asarray(chosen.images)), chosen.labels, None, "triggered")
     return {
         "dataset": options.dataset,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-from inflight_edge.calibration.reversal.neural_cleanse import PatchEstimate
+from inflight_edge.calibration.reversal.estimates import Estimate
 from inflight_edge.errors import DataError, OptionError
 from inflight_edge.preprocess import Preprocess
 
@@ -25,7 +25,7 @@ def patch(
     images: NDArray[np.uint8],
     labels: NDArray[np.int64],
     preprocess: Preprocess,
-    estimate: PatchEstimate,
+    estimate: Estimate,
     *,
     rate: float,
     batch: int = 32,

@@ -134,7 +134,7 @@ def measure(case: Experiment) -> list[dict[str, Any]]:
             add(name, amount, figures(detector, *changed))
     for count in CLEAN_COUNTS:
         add("clean images a class", count, fewer(case, classifier, count))
-    wrong = next(int(c) for c in np.argsort([e.norm for e in inspection.estimates]) if c != case.target)
+    wrong = next(int(row["class"]) for row in inspection.rows() if row["class"] != case.target)
     for name, chosen in (("wrong target", [wrong]), ("wrong target too", [case.target, wrong])):
         bundle = calibrate(classifier, case.defence, inspection, targets=chosen, seed=case.seed)
         add(name, wrong, figures(Detector(bundle), clean, triggered))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from inflight_edge.calibration.patching import patch
-from inflight_edge.calibration.reversal.neural_cleanse import PatchEstimate
+from inflight_edge.calibration.reversal.estimates import PatchEstimate
 from inflight_edge.calibration.train import predict
 from inflight_edge.errors import OptionError
 from inflight_edge.preprocess import Preprocess
