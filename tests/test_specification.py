@@ -99,7 +99,8 @@ def test_a_reader_written_from_the_specification_reaches_the_same_verdicts(tmp_p
 def test_specification_names_every_key_and_tensor(tmp_path: Path) -> None:
     path = written(tmp_path / "bundle", guards=tiny_bundle().guards)
     keys = json.loads((path / "bundle.json").read_text())
-    named = set(re.findall(r"^\| `([\w.]+)` \|", ARCHITECTURE, re.MULTILINE))
+    specification = ARCHITECTURE.partition("## The bundle")[2].partition("\n## ")[0]
+    named = set(re.findall(r"^\| `([\w.]+)` \|", specification, re.MULTILINE))
     stored = {re.sub(r"(guards|log_likelihoods)\.\d", r"\1.i", name) for file in ("detector", "selftest")
               for name in tensors((path / f"{file}.safetensors").read_bytes())}  # fmt: skip
     assert named == set(keys) | stored | {"precisions"}  # the key of bundles with more than one
