@@ -360,7 +360,7 @@ def test_settings_reach_the_search(classifier: Classifier, victim: Poisoned) -> 
 
 
 def test_an_unknown_method_is_refused(classifier: Classifier, victim: Poisoned) -> None:
-    with pytest.raises(OptionError, match="^method: expected one of auto, neural-cleanse, perturbation, got 'guess'"):
+    with pytest.raises(OptionError, match=r"^method: expected one of auto, neural-cleanse, perturbation, got 'guess'"):
         inspect(classifier, victim.defence, PREPROCESS, method="guess", progress=False)
 
 
