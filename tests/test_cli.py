@@ -37,7 +37,7 @@ def test_the_whole_path(files: Files, tmp_path: Path, capsys: pytest.CaptureFixt
     text = output(capsys)
     first = text.splitlines()[2].split()
     assert first[0] == str(TARGET)
-    assert first[-1] == "SUSPECT"
+    assert first[-2] == "neural-cleanse"
     assert f"suspected target: {TARGET}" in text
     pattern = Path("found", "patterns.safetensors")
     assert f"next: inflight-edge calibrate {files.model} --data {files.data} --pattern {pattern}" in text
@@ -82,12 +82,12 @@ def test_inspect_as_json_and_with_progress(files: Files, capsys: pytest.CaptureF
     assert report["patterns"] == "inspection/patterns.safetensors"
     assert report["suspects"] == []
     assert len(report["classes"]) == 7
-    assert "inspect: 100%" in captured.err
+    assert "patches: 100%" in captured.err
     target = ("--target", "3", "--target", "1", "--target", "3")
     assert run("inspect", files.model, "--data", files.data, "--steps", 2, *NORMALISATION, "--quiet", *target) == 0
     assert "suspected target: 3, 1 " in output(capsys)
     assert run("inspect", files.model, "--data", files.data, "--steps", 2, *NORMALISATION, "--quiet") == 0
-    assert "no patch backdoor found" in output(capsys)
+    assert "no backdoor found" in output(capsys)
 
 
 def test_calibrate_as_json_with_two_targets_over_an_old_bundle(

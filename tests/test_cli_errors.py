@@ -99,7 +99,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "three means": (f"{MODEL} --mean .1,.2,.3", "mean: expected one number, or one for each of 1 channels, got 3"),
     "infinite mean": (f"{MODEL} --mean inf", "mean: expected finite numbers, got (inf,)"),
     "no std": (f"{MODEL} --std 0", "std: expected numbers > 0, got (0.0,)"),
-    "no steps": (f"{MODEL} --steps 0", "steps, batch, patience: expected at least 1, got"),
+    "no steps": (f"{MODEL} --steps 0", "steps, batch, patience, stop: expected at least 1, got"),
     "unknown target": (
         f"{MODEL} --target 7",
         "--target: expected a class index from 0 to 6 or one of 0, 1, 2, 3, 4, 5, 6;",
@@ -175,10 +175,10 @@ def test_no_suspect_is_an_error_that_names_the_option(files: Files, capsys: pyte
     command = ("calibrate", files.model, "--data", files.data, *NORMALISATION, "--steps", 2, "--quiet")
     assert run(*command) == 2
     captured = capsys.readouterr()
-    assert "no patch backdoor found" in captured.out
+    assert "no backdoor found" in captured.out
     assert captured.err == (
         "inflight-edge: error: no class looks like a backdoor's target, so there is nothing to guard; "
-        "name one with --target to guard it anyway (the smallest mask is that of class 0)\n"
+        "name one with --target to guard it anyway (the most anomalous is class 0)\n"
     )
     assert not Path("bundle").exists()
 

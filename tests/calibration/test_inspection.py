@@ -23,7 +23,7 @@ from inflight_edge.calibration.model import Classifier
 from inflight_edge.calibration.reversal.decision import anomaly_indices, suspicious
 from inflight_edge.calibration.reversal.estimates import AdditionEstimate, PatchEstimate
 from inflight_edge.calibration.reversal.neural_cleanse import Settings
-from inflight_edge.errors import DataError
+from inflight_edge.errors import DataError, OptionError
 from inflight_edge.preprocess import Preprocess
 
 SHORT = Settings(steps=2)
@@ -357,3 +357,15 @@ def test_settings_reach_the_search(classifier: Classifier, victim: Poisoned) -> 
     assert one.feature_layer == "hidden"
     assert max(e.success for e in one.estimates) < min(0.9, SETTINGS.success)
     assert one.suspects == ()
+
+
+def test_an_unknown_method_is_refused(classifier: Classifier, victim: Poisoned) -> None:
+    with pytest.raises(OptionError, match=r"^method: expected one of auto, neural-cleanse, perturbation, got 'guess'"):
+        inspect(classifier, victim.defence, PREPROCESS, method="guess", progress=False)
+
+
+def test_the_perturbation_search_alone_gives_additions(classifier: Classifier, victim: Poisoned) -> None:
+    found = inspect(classifier, victim.defence, PREPROCESS, method="perturbation", progress=False)
+    assert {estimate.kind for estimate in found.estimates} == {"addition"}
+    assert found.estimates[TARGET].norm == min(estimate.norm for estimate in found.estimates)
+    assert found.estimates[TARGET].success > 0.6
