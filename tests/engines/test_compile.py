@@ -46,7 +46,7 @@ def test_plan_is_built_checked_kept_and_found(gpu: Install, path: Path) -> None:
     assert BuilderFlag.TF32 not in config.flags
     for scorer in ("auto", "cpu", "cuda"):
         detector = load(path, scorer=scorer)
-        assert (detector.judge is not None) == (scorer != "cpu")
+        assert (detector.judge_inputs is not None) == (scorer != "cpu")
         verdicts = detector.run(list(detector.bundle.self_test.frames))
         assert [v.decision.value for v in verdicts] == list(detector.bundle.self_test.decisions)
     assert not any("plan" in name.name for name in path.iterdir())

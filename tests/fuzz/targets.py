@@ -333,9 +333,10 @@ def uri(data: bytes) -> None:
     script = Script(data)
     seed = script.choose((b"rtsp://u:p@h:554/s?a=b#transport=tcp&retry=3", b"mqtt:h#qos=1", b"video:a b#c.mp4#loop=1"))
     try:
-        address = Uri(script.mutate(seed).decode("utf-8", "surrogateescape"), SCHEMES)
+        text = script.mutate(seed).decode("utf-8", "surrogateescape")
+        address = Uri(text, SCHEMES)
         assert address.scheme in SCHEMES | {""}
-        assert address.scheme or address.rest == address.text
+        assert address.scheme or address.rest == text
         address.take("retry", int, 0)
         address.take("transport", str, "udp")
         address.finish()
