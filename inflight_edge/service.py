@@ -14,6 +14,7 @@ from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any
 
+from inflight_edge._text import printable
 from inflight_edge.capture import describe
 from inflight_edge.cli import table
 from inflight_edge.detector import Detector
@@ -76,7 +77,7 @@ def serve(settings: Settings, *, json_path: Path | None = None, quiet: bool = Fa
         except OSError as error:
             errors.append(f"--json: {json_path}: cannot be written: {error.strerror or error}")
     for text in errors:
-        print(f"inflight-edge: error: {text}", file=sys.stderr)
+        print(f"inflight-edge: error: {printable(text)}", file=sys.stderr)
     if errors:
         return EXIT_ERROR
     return EXIT_LOST if any(status.lost.values()) else 0

@@ -57,6 +57,19 @@ def test_text_and_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     assert line.endswith("WARNING this")
 
 
+def test_name_of_a_camera_cannot_drive_the_terminal_nor_make_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    listener = logs.configure("text", quiet=False)
+    try:
+        raise ValueError("bug")
+    except ValueError:
+        logging.getLogger("inflight_edge.x").exception("camera %s: away", "a\x1b[2J\nb")
+    listener.stop()
+    first, *traceback = sys.stderr.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert first.endswith(r"ERROR camera a\x1b[2J\nb: away")
+    assert traceback[-1] == "ValueError: bug"
+
+
 def test_terminal_that_takes_nothing_stalls_no_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = threading.Event()
 

@@ -268,13 +268,13 @@ def test_end_of_stream_is_exit_0_with_summary_and_json(bundle: Path, tmp_path: P
 def test_json_that_cannot_be_written_is_an_error_before_or_beside_that_of_the_source(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = Settings(bundle=str(bundle), source=(f"{tmp_path}/none.mp4",), threads=1)
+    settings = Settings(bundle=str(bundle), source=(f"{tmp_path}/none\x1b.mp4",), threads=1)
     with pytest.raises(OptionError, match="--json: expected a file in a folder that exists, got"):
         serve(settings, json_path=tmp_path, quiet=True)
     assert serve(settings, json_path=Path("/dev/full"), quiet=True) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("inflight-edge: error: ")]
     assert len(errors) == 2
-    assert errors[0].endswith("none.mp4: cannot be opened: No such file or directory")
+    assert errors[0].endswith(r"none\x1b.mp4: cannot be opened: No such file or directory")
     assert errors[1] == "inflight-edge: error: --json: /dev/full: cannot be written: No space left on device"
 
 
