@@ -90,6 +90,8 @@ class Capture(threading.Thread):
             while not self._stopping.is_set():
                 frame = self.source.read()
                 if frame is None:
+                    if self._stopping.is_set():
+                        return True  # the source was closed: that says nothing about its end
                     log.info("camera %s: end of the stream", self.camera, extra={"camera": self.camera})
                     return True
                 self._hand_on(frame)

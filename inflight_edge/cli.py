@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from inflight_edge._text import printable
 from inflight_edge.errors import InflightError, OptionError
 
 __all__ = ["main"]
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = options.run(options)
     except InflightError as error:
-        print(f"inflight-edge: error: {_printable(' '.join(str(error).split()))}", file=sys.stderr)
+        print(f"inflight-edge: error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("inflight-edge: stopped", file=sys.stderr)
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 141
     except OSError as error:
         what = f"{error.filename}: " if error.filename else ""
-        print(f"inflight-edge: error: {_printable(f'{what}{error.strerror or error}')}", file=sys.stderr)
+        print(f"inflight-edge: error: {printable(f'{what}{error.strerror or error}')}", file=sys.stderr)
         return 2
     return status
 
@@ -344,15 +345,10 @@ def precisions(text: str) -> tuple[str, ...]:
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> str:
     """Left-aligned columns, a header and a rule."""
-    cells = [[_printable(str(cell)) for cell in row] for row in (header, *rows)]
+    cells = [[printable(str(cell)) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
-
-
-def _printable(text: str) -> str:
-    """Text for one line: line breaks and other control characters escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
 
 
 def class_index(text: str, names: Sequence[str]) -> int:

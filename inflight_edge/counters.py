@@ -18,7 +18,7 @@ __all__ = ["Counters", "Trouble", "summaries"]
 
 log = logging.getLogger(__name__)
 
-REPEAT_NS = 10_000_000_000
+REPEAT_NS, AGAIN_NS = 10_000_000_000, 1_000_000_000
 
 
 @dataclass(slots=True)
@@ -41,7 +41,10 @@ def summaries(histograms: Mapping[str, Histogram]) -> dict[str, Summary]:
 class Trouble:
     """Logs what may happen a thousand times a second: at once, then one line in ten seconds, and when it is over.
 
+    What comes after ``over`` is told at once again, but what comes and goes with every frame once a second.
+
     subject  what has the trouble, such as ``sink mqtt``.   extra  fields of the structured log.
+    active   whether something happened since it was last over.
     """
 
     def __init__(self, subject: str, extra: Mapping[str, str]) -> None:
@@ -49,27 +52,27 @@ class Trouble:
         self._extra = dict(extra)
         self._next_ns = 0
         self._untold = 0
+        self._told = False  # since it was last over
+        self.active = False
         self.total = 0
-
-    @property
-    def active(self) -> bool:
-        """Whether something happened since it was last over."""
-        return self._next_ns != 0
 
     def happened(self, text: str) -> None:
         """Count one trouble, and say so unless that was said just now."""
         self.total += 1
         self._untold += 1
+        self.active = True
         now = time.monotonic_ns()
         if now >= self._next_ns:
             log.warning("%s: %s (%d since the last line)", self._subject, text, self._untold, extra=self._fields())
-            self._untold, self._next_ns = 0, now + REPEAT_NS
+            self._untold, self._next_ns, self._told = 0, now + REPEAT_NS, True
 
     def over(self) -> None:
-        """Everything is well; says so if it was not."""
-        if self._next_ns:
+        """Everything is well; says so if it was said not to be."""
+        self.active = False
+        if self._told:
             log.info("%s: works again, after %d times", self._subject, self.total, extra=self._fields())
-            self._untold = self._next_ns = 0
+            self._untold, self._told = 0, False
+            self._next_ns -= REPEAT_NS - AGAIN_NS
 
     def _fields(self) -> dict[str, str | int]:
         return {**self._extra, "count": self._untold, "total": self.total}

@@ -11,6 +11,7 @@ from queue import Empty, SimpleQueue
 from inflight_edge.affinity import pin
 from inflight_edge.capture import describe
 from inflight_edge.counters import Trouble
+from inflight_edge.errors import SinkError
 from inflight_edge.events import Context, Outcome
 from inflight_edge.latency import Histogram
 from inflight_edge.sinks import Sink
@@ -53,6 +54,7 @@ class Delivery(threading.Thread):
         self._failing = Trouble(f"sink {name}", {"sink": name, "event": "failing"})
         self._full_lock = threading.Lock()  # several threads find the queue full
         self._n_failed = 0
+        self._failed_by = ""
         self._awaited = False
 
     def begin(self, context: Context) -> None:
@@ -93,8 +95,9 @@ class Delivery(threading.Thread):
         self._queue.put(None)
 
     def abandon(self) -> None:
-        """The sink does not come back: what waits for it is lost."""
-        self._n_failed += self._queue.qsize()
+        """The sink does not come back: what waits for it is lost, and so may be what it kept."""
+        # With the end of the queue in it, less the outcome in hand; empty while the sink closes.
+        self._n_failed += max(1, self._queue.qsize())
         self._failing.happened("did not end in time")
 
     def run(self) -> None:
@@ -112,7 +115,7 @@ class Delivery(threading.Thread):
         while True:
             now = time.monotonic_ns()
             if now >= next_flush:
-                self._attempt(self.sink.flush)
+                self._attempt(self.sink.flush, "flush")
                 next_flush = now + FLUSH_NS
             try:
                 item = self._queue.get(timeout=max(0, next_flush - now) / 1e9)
@@ -121,15 +124,11 @@ class Delivery(threading.Thread):
             if item is None:
                 break
             self._write(*item)
-        self._attempt(self.sink.flush)
-        if not self._attempt(self.sink.close):
-            self._n_failed += 1
+        self._attempt(self.sink.flush, "flush")
+        self._attempt(self.sink.close, "close")
 
     def _write(self, outcome: Outcome, queued_ns: int) -> None:
-        if self._attempt(partial(self.sink.write, outcome)):
-            self._failing.over()
-        else:
-            self._n_failed += 1
+        self._attempt(partial(self.sink.write, outcome), "write")
         self._bytes_out += _weight(outcome)
         self.latency.record(time.monotonic_ns() - queued_ns)
         if self._awaited and self._room():
@@ -139,13 +138,18 @@ class Delivery(threading.Thread):
             with self._full_lock:
                 self._full.over()
 
-    def _attempt(self, call: Callable[[], None]) -> bool:
+    def _attempt(self, call: Callable[[], None], what: str) -> None:
+        """Call the sink; a failure counts what is lost with it, and is over when the same call succeeds."""
         try:
             call()
         except Exception as error:  # noqa: BLE001 - a library behind a sink may raise anything
+            self._n_failed += error.lost if isinstance(error, SinkError) else 1
+            self._failed_by = what
             self._failing.happened(describe(error))
-            return False
-        return True
+        else:
+            # What keeps outcomes for later takes one more whatever became of those before: its flush says that.
+            if self._failed_by == what:
+                self._failing.over()
 
 
 def _weight(outcome: Outcome) -> int:

@@ -27,6 +27,8 @@ class FrameQueue:
     def __init__(self, keep: Mapping[str, Keep], size: int, room: Callable[[], bool]) -> None:
         if size < 1:
             raise OptionError(f"queue: expected at least 1 frame, got {size}")
+        if unknown := [policy for policy in keep.values() if policy not in POLICIES]:
+            raise OptionError(f"keep: expected one of {', '.join(POLICIES)}, got {unknown[0]!r}")
         self._keep = dict(keep)
         self._size = size
         self._room = room

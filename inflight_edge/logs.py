@@ -10,6 +10,8 @@ import queue
 import sys
 from datetime import datetime, timezone
 
+from inflight_edge._text import printable
+
 __all__ = ["FORMATS", "configure"]
 
 FORMATS = ("text", "json")
@@ -34,6 +36,15 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+class _TextFormatter(logging.Formatter):
+    """Time, level and message; a name in it cannot drive the terminal, and is no line of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """The line, without a traceback."""
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+
 class _Hand(logging.handlers.QueueHandler):
     """Hands records to the thread that writes them: a terminal or pipe that does not take them stalls no frame."""
 
@@ -55,7 +66,7 @@ def configure(form: str, *, quiet: bool) -> logging.handlers.QueueListener:
     handler = logging.StreamHandler(sys.stderr)
     # A progress line may stand where the log line begins: what is left of it is erased.
     erase = "\x1b[K" if sys.stderr.isatty() else ""
-    text = logging.Formatter(f"%(asctime)s %(levelname)s %(message)s{erase}")
+    text = _TextFormatter(f"%(asctime)s %(levelname)s %(message)s{erase}")
     handler.setFormatter(JsonFormatter() if form == "json" else text)
     records: queue.Queue[logging.LogRecord] = queue.Queue(MAX_WAITING)
     logger = logging.getLogger("inflight_edge")

@@ -183,7 +183,7 @@ class Pipeline:
         counters = self._counters
         sinks = self._deliveries
         return Status(
-            captured=dict(counters.captured),
+            captured={camera: counters.captured[camera] for camera in self._keep},  # those that gave none too
             judged=dict(counters.judged),
             dropped=dict(counters.dropped),
             decisions=dict(counters.decisions),

@@ -14,6 +14,7 @@ from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any
 
+from inflight_edge._text import printable
 from inflight_edge.capture import describe
 from inflight_edge.cli import table
 from inflight_edge.detector import Detector
@@ -40,7 +41,7 @@ def serve(settings: Settings, *, json_path: Path | None = None, quiet: bool = Fa
     SIGHUP           load the bundle again.
     Raises InflightError when it cannot start.
     """
-    if json_path is not None and not json_path.parent.is_dir():
+    if json_path is not None and (json_path.is_dir() or not json_path.parent.is_dir()):
         raise OptionError(f"--json: expected a file in a folder that exists, got {json_path}")
     from inflight_edge.sinks import make_sink
     from inflight_edge.sources import make_source
@@ -69,11 +70,15 @@ def serve(settings: Settings, *, json_path: Path | None = None, quiet: bool = Fa
         logs.stop()  # what it still holds comes before the summary
     if not quiet:
         print(summary(status), file=sys.stderr)
+    errors = [f"{camera}: {describe(error)}" for camera, error in pipeline.errors[:1]]
     if json_path is not None:
-        json_path.write_text(json.dumps(status_record(status), indent=1) + "\n", encoding="utf-8")
-    if pipeline.errors:
-        camera, error = pipeline.errors[0]
-        print(f"inflight-edge: error: {camera}: {describe(error)}", file=sys.stderr)
+        try:
+            json_path.write_text(json.dumps(status_record(status), indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            errors.append(f"--json: {json_path}: cannot be written: {error.strerror or error}")
+    for text in errors:
+        print(f"inflight-edge: error: {printable(text)}", file=sys.stderr)
+    if errors:
         return EXIT_ERROR
     return EXIT_LOST if any(status.lost.values()) else 0
 

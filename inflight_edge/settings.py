@@ -23,11 +23,20 @@ __all__ = ["Settings", "read_settings"]
 
 # Name of the setting: types that a value of it may have.
 _TYPES: dict[str, tuple[type, ...]] = {
-    "max_seconds": (int, float),
-    "alpha": (int, float),
+    "max_seconds": (float, int),
+    "alpha": (float, int),
     **dict.fromkeys(("repair", "no_arena", "no_graph"), (bool,)),
     **dict.fromkeys(("threads", "batch", "queue", "sink_queue", "max_frames"), (int,)),
     **dict.fromkeys(("source", "sink", "cpus"), (list, tuple)),
+}
+
+# What TOML calls the first of these types.
+_NAMES: dict[type, str] = {
+    str: "a text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    list: "a list of texts",
 }
 
 
@@ -70,7 +79,7 @@ class Settings:
             if value is None and field.default is None:
                 continue
             if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-                raise OptionError(f"{field.name}: expected {types[0].__name__}, got {value!r}")
+                raise OptionError(f"{field.name}: expected {_NAMES[types[0]]}, got {value!r}")
             if list in types and not all(isinstance(item, str) for item in cast("tuple[Any, ...]", value)):
                 raise OptionError(f"{field.name}: expected a list of texts, got {value!r}")
         for name in ("batch", "queue", "sink_queue", "max_frames", "threads"):

@@ -24,6 +24,11 @@ def always() -> bool:
     return True
 
 
+def test_policy_that_is_none_is_refused() -> None:
+    with pytest.raises(OptionError, match="keep: expected one of newest, oldest, all, got 'some'"):
+        FrameQueue({"a": "some"}, 2, always)  # type: ignore[dict-item]
+
+
 def test_newest_drops_the_oldest_waiting_and_oldest_the_arriving() -> None:
     queue = FrameQueue({"new": "newest", "old": "oldest"}, 2, always)
     for camera, dropped in (("new", [0, 1]), ("old", [2, 3])):

@@ -57,6 +57,19 @@ def test_text_and_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     assert line.endswith("WARNING this")
 
 
+def test_name_of_a_camera_cannot_drive_the_terminal_nor_make_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    listener = logs.configure("text", quiet=False)
+    try:
+        raise ValueError("bug")
+    except ValueError:
+        logging.getLogger("inflight_edge.x").exception("camera %s: away", "a\x1b[2J\nb")
+    listener.stop()
+    first, *traceback = sys.stderr.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert first.endswith(r"ERROR camera a\x1b[2J\nb: away")
+    assert traceback[-1] == "ValueError: bug"
+
+
 def test_terminal_that_takes_nothing_stalls_no_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = threading.Event()
 
@@ -104,3 +117,23 @@ def test_trouble_is_told_at_once_then_every_ten_seconds_and_when_it_is_over(
     ]
     assert caplog.records[1].__dict__["sink"] == "x"
     assert (caplog.records[1].__dict__["count"], caplog.records[1].__dict__["total"]) == (100, 101)
+
+
+def test_trouble_that_comes_and_goes_does_not_flood_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [1]
+    monkeypatch.setattr(counters.time, "monotonic_ns", lambda: now[0])
+    caplog.set_level(logging.INFO, "inflight_edge")
+    trouble = Trouble("sink x", {"sink": "x"})
+    for _ in range(100):  # 2 seconds
+        trouble.happened("full")
+        trouble.over()
+        now[0] += 20_000_000
+    assert [r.getMessage() for r in caplog.records] == [
+        "sink x: full (1 since the last line)",
+        "sink x: works again, after 1 times",
+        "sink x: full (50 since the last line)",
+        "sink x: works again, after 51 times",
+    ]
+    assert not trouble.active

@@ -120,6 +120,22 @@ def test_live_frames_that_come_too_fast_are_dropped_counted_and_logged(
     assert lines[0].levelno == logging.WARNING
 
 
+def test_camera_that_never_gave_a_frame_is_in_the_status() -> None:
+    sources = [ListSource(FRAMES, name="file"), ListSource([], name="dark")]
+    assert Pipeline(stub_detector(), sources, []).run().captured == {"file": 5, "dark": 0}
+
+
+def test_source_that_was_closed_by_the_stop_is_not_said_to_have_ended(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "inflight_edge")
+    sink = ListSink()
+    pipeline = Pipeline(stub_detector(), [ListSource(FRAMES, live=True, hold=True)], [sink])
+    pipeline.start()
+    until(lambda: len(sink.outcomes) == 5)
+    pipeline.stop()
+    assert pipeline.join(20)
+    assert "end of the stream" not in caplog.text
+
+
 def following(sink: ListSink, frames: list[Any], camera: str) -> Iterator[Any]:
     """Each frame once the sink has the one before: as fast as this machine can, never faster."""
     for i, frame in enumerate(frames):

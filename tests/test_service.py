@@ -21,10 +21,11 @@ import pytest
 from bundles import CLEAN_WEST, forge, tiny_guard, tiny_self_test, written
 from pipelines import ListSink, ListSource, exactly_one_outcome_each, stub_detector, until
 
-from inflight_edge import BundleError, Detector, Pipeline
+from inflight_edge import BundleError, Detector, OptionError, Pipeline
 from inflight_edge.reload import load_verified
 from inflight_edge.sd_notify import Notifier
-from inflight_edge.service import Service, progress_line, status_record, summary
+from inflight_edge.service import Service, progress_line, serve, status_record, summary
+from inflight_edge.settings import Settings
 
 PROGRAM = Path(__file__).with_name("run_program.py")
 
@@ -262,6 +263,19 @@ def test_end_of_stream_is_exit_0_with_summary_and_json(bundle: Path, tmp_path: P
     record = json.loads(figures.read_text())
     assert record["decisions"]["count:300"]["trigger"] == {"west": 100}
     assert record["stages"]["whole"]["count"] == 300
+
+
+def test_json_that_cannot_be_written_is_an_error_before_or_beside_that_of_the_source(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = Settings(bundle=str(bundle), source=(f"{tmp_path}/none\x1b.mp4",), threads=1)
+    with pytest.raises(OptionError, match="--json: expected a file in a folder that exists, got"):
+        serve(settings, json_path=tmp_path, quiet=True)
+    assert serve(settings, json_path=Path("/dev/full"), quiet=True) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("inflight-edge: error: ")]
+    assert len(errors) == 2
+    assert errors[0].endswith(r"none\x1b.mp4: cannot be opened: No such file or directory")
+    assert errors[1] == "inflight-edge: error: --json: /dev/full: cannot be written: No space left on device"
 
 
 def test_signals_of_a_program(bundle: Path, tmp_path: Path) -> None:

@@ -57,7 +57,8 @@ def make_source(text: str) -> Source:
     maker = _MAKERS.get(address.scheme or _kind(text))
     if maker is None:
         forms = ", ".join(SOURCE_FORMS)
-        raise OptionError(f"{address.text}: expected the address of a source, one of: {forms}; got none, and no file")
+        got = "a file of unknown kind: write images:PATH or video:FILE" if os.path.exists(text) else "none, and no file"
+        raise OptionError(f"{address.text}: expected the address of a source, one of: {forms}; got {got}")
     if address.scheme and not address.rest.strip("/"):
         raise OptionError(f"{address.text}: expected something behind {address.scheme}:, got nothing")
     source = maker(address)

@@ -80,6 +80,12 @@ class TestFromTheCommandLine:
         assert messages == []
         assert "none: expected a bundle folder, got No such file or directory" in errors
 
+    def test_no_bundle_is_not_the_working_folder(self, environment: dict[str, str]) -> None:
+        code, messages, errors = launch(environment, "videotestsrc ! inflightdetect ! fakesink")
+        assert code != 0
+        assert messages == []
+        assert "bundle: expected the folder of a bundle, got none; write bundle=FOLDER" in errors
+
     def test_properties_are_documented(self, environment: dict[str, str]) -> None:
         text = subprocess.run(
             ["gst-inspect-1.0", "inflightdetect"], env=environment, capture_output=True, text=True, check=True

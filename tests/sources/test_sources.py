@@ -285,6 +285,14 @@ def test_address_that_is_not_understood_says_what_is_and_no_secret(text: str, me
     assert "\n" not in str(raised.value)
 
 
+def test_file_of_unknown_kind_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    (tmp_path / "film.dat").touch()
+    with pytest.raises(OptionError, match=r"got a file of unknown kind: write images:PATH or video:FILE$"):
+        make_source(str(tmp_path / "film.dat"))
+    with pytest.raises(OptionError, match=r"got none, and no file$"):
+        make_source(str(tmp_path / "none.dat"))
+
+
 def test_unknown_address_lists_every_form() -> None:
     with pytest.raises(OptionError) as raised:
         make_source("nowhere")

@@ -65,6 +65,8 @@ class InflightDetect(GstBase.BaseTransform):  # type: ignore[misc]
     def do_start(self) -> bool:
         """Load the bundle; an error on the bus when that fails."""
         self._index = 0
+        if not self.bundle:  # else the working folder would be meant
+            return self._fail("bundle: expected the folder of a bundle, got none; write bundle=FOLDER")
         try:
             self._detector = Detector.load(
                 self.bundle,
