@@ -47,6 +47,7 @@ def serve(settings: Settings, *, json_path: Path | None = None, quiet: bool = Fa
     from inflight_edge.sources import make_source
 
     logs = configure(settings.log_format, quiet=quiet)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the bundle is being loaded: nothing to load again yet
     try:
         pipeline = Pipeline(
             _load(settings),
@@ -68,6 +69,7 @@ def serve(settings: Settings, *, json_path: Path | None = None, quiet: bool = Fa
         status = Service(pipeline, lambda: _load(settings), Notifier(), progress=progress).run()
     finally:
         logs.stop()  # what it still holds comes before the summary
+        signal.signal(signal.SIGHUP, signal.SIG_DFL if before is None else before)
     if not quiet:
         print(summary(status), file=sys.stderr)
     errors = [f"{camera}: {describe(error)}" for camera, error in pipeline.errors[:1]]

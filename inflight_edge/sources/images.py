@@ -6,6 +6,9 @@ import os
 import time
 from collections.abc import Iterator
 
+import numpy as np
+from numpy.typing import NDArray
+
 from inflight_edge._optional import require
 from inflight_edge.errors import DataError, OptionError, SourceError
 from inflight_edge.events import Frame
@@ -49,12 +52,21 @@ class ImageSource(Replay):
             images = iter_images([self._path], self._channels)
         except DataError as error:
             raise SourceError(str(error)) from error
-        return (
-            Frame(None, time.monotonic_ns(), name=name, problem=str(image))
-            if isinstance(image, DataError)
-            else Frame(image, time.monotonic_ns(), name=name)
-            for name, image in images
-        )
+        return self._each(images)
+
+    def _each(self, images: Iterator[tuple[str, NDArray[np.uint8] | DataError]]) -> Iterator[Frame]:
+        """A damaged image is a frame with a problem; an archive that cannot be read, or is empty, is no source."""
+        archive, found = self._path.lower().endswith(".npz"), False
+        for name, image in images:
+            found = True
+            if not isinstance(image, DataError):
+                yield Frame(image, time.monotonic_ns(), name=name)
+            elif archive:
+                raise SourceError(str(image)) from image
+            else:
+                yield Frame(None, time.monotonic_ns(), name=name, problem=str(image))
+        if not found:
+            raise SourceError(f"{self._path}: expected images, got none")
 
 
 def from_uri(address: Uri) -> ImageSource:

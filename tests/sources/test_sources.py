@@ -322,3 +322,17 @@ def test_wrong_arguments_are_refused() -> None:
         ArraySource([], colour="yuv")  # type: ignore[arg-type]
     with pytest.raises(OptionError, match=r"colour: expected one of rgb"):
         CallbackSource(lambda: None, colour="yuv")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("content", ["junk", "other", "empty"])
+def test_an_archive_that_cannot_be_read_is_an_error_and_no_frame(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "frames.npz"
+    if content == "junk":
+        path.write_bytes(b"no archive")
+    else:
+        np.savez(path, **{"images" if content == "empty" else "pictures": np.zeros((0, 2, 2), np.uint8)})
+    source = make_source(str(path))
+    source.open()
+    with pytest.raises(SourceError, match=r"frames\.npz.*: expected"):
+        source.read()
+    source.close()
