@@ -129,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     compile_.add_argument("--batch", type=int, default=1, metavar="N", help="frames at once (default %(default)s)")
     compile_.add_argument("--out", type=Path, metavar="FILE", help="the plan (default: among this user's plans)")
     compile_.add_argument("--json", action="store_true", help="JSON instead of a line")
+    _key_argument(compile_)
 
     doctor = _add(commands, "doctor", "what this machine has, and how to get the rest", "device", "doctor")
     doctor.add_argument("--json", action="store_true", help="JSON instead of a table")
@@ -165,6 +166,7 @@ def _parser() -> argparse.ArgumentParser:
         default="onnx",
         help="what runs the network (default %(default)s)",
     )
+    triton.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32", help="default %(default)s")
     triton.add_argument("--name", default="inflight", help="of the served model (default %(default)s)")
     triton.add_argument(
         "--plan",

@@ -66,7 +66,9 @@ def load_detector(options: argparse.Namespace) -> Detector:
 def compile_(options: argparse.Namespace) -> int:
     """Build a TensorRT plan, check it with the bundle's self-test, keep it if it passes."""
     build = BuildOptions(batch=options.batch, workspace=options.workspace)
-    compiled = compile_bundle(options.bundle, precision=options.precision, options=build, out=options.out)
+    compiled = compile_bundle(
+        options.bundle, precision=options.precision, options=build, out=options.out, key=options.key
+    )
     if options.json:
         print(json.dumps(compiled.as_dict(), indent=1))
         return 0
@@ -179,6 +181,7 @@ def export_triton(options: argparse.Namespace) -> int:
             plans=dict(options.plan or ()),
             python_path=tuple(options.python_path or ()),
             key=options.key,
+            precision=options.precision,
         )
     if options.json:
         print(json.dumps([str(path) for path in made]))

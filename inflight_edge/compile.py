@@ -97,14 +97,16 @@ def compile_bundle(
     options: BuildOptions | None = None,
     index: int = 0,
     out: str | os.PathLike[str] | None = None,
+    key: str | os.PathLike[str] | None = None,
 ) -> Compiled:
     """Build the plan of one precision of the bundle at ``path``, check it with the self-test, and keep it if it passes.
 
     out  file of the plan; None puts it among this user's plans, where the engine looks.
+    key  file of the public key that must have signed the bundle.
     Raises BundleError, OptionError, DependencyError without TensorRT or GPU, and EngineError when the build fails or the
     plan does not pass: nothing is kept then, and a plan that was there before stays.
     """
-    bundle = read_bundle(path).at(precision)
+    bundle = read_bundle(path, key=key).at(precision)
     options = options or BuildOptions()
     started = time.perf_counter()
     device = Device(index)

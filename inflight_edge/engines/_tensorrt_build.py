@@ -77,8 +77,9 @@ def _build(model: bytes, options: BuildOptions, timing_cache: bytes, log: Log) -
         )
     if shape[0] == -1:
         profile = builder.create_optimization_profile()
-        fixed = [options.batch, *shape[1:]]
-        profile.set_shape(image.name, fixed, fixed, fixed)
+        # The smallest is one frame: an Inference Server fills batches as frames come; the engine here always sends all.
+        least, fixed = [1, *shape[1:]], [options.batch, *shape[1:]]
+        profile.set_shape(image.name, least, fixed, fixed)
         if config.add_optimization_profile(profile) < 0:
             raise EngineError(f"model: TensorRT refuses the input shape {fixed}: {log.take()}")
     plan = builder.build_serialized_network(network, config)

@@ -156,6 +156,7 @@ class Session:
         """Logits (B, C) and features (B, D) of exactly B frames, and their verdicts where there are guards."""
         # What is left of the last batch must not pass for an answer when the GPU wrote none.
         self._logits.host[...] = np.nan
+        self._features.host[...] = np.nan
         if self._scorer is not None:
             self._scorer.forget()
         np.copyto(self._input.host, batch)
@@ -176,8 +177,10 @@ class Session:
             self._drop_graph()
             if self._event is not None:
                 with self._device.current():
-                    self._device.pycuda_stream.synchronize()
-                    self._event = self._context = self._engine = self._runtime = None
+                    try:
+                        self._device.pycuda_stream.synchronize()
+                    finally:  # they need the current context to go, whatever the stream says
+                        self._event = self._context = self._engine = self._runtime = None
         finally:
             self._device.close()
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import local
 from typing import Any
 
@@ -18,6 +22,32 @@ __all__ = ["OpenVinoEngine"]
 
 # ONNX Runtime's names for OpenVINO's.
 _TYPES = {"f32": "float", "f64": "double", "f16": "float16"}
+
+
+class _SignalStack(ctypes.Structure):
+    """stack_t of sigaltstack(2)."""
+
+    _fields_ = (("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def _signal_stack_kept() -> Iterator[None]:
+    """Give this thread its own stack for signals back afterwards.
+
+    OpenVINO's CPU plugin sets one of its own and frees it with the model (seen with 2026.4): the next signal, such as a
+    SIGTERM that asks for a clean stop, then ended the process.
+    """
+    libc, stack = ctypes.CDLL(None), _SignalStack()
+    libc.sigaltstack(None, ctypes.byref(stack))
+    try:
+        yield
+    finally:
+        libc.sigaltstack(ctypes.byref(stack), None)
+
+
+def _release(held: dict[str, Any]) -> None:
+    with _signal_stack_kept():
+        held.clear()
 
 
 class OpenVinoEngine:
@@ -41,13 +71,17 @@ class OpenVinoEngine:
         options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
+        # All that belongs to OpenVINO, so that it goes at once.
+        self._held: dict[str, Any] = {"local": local()}
+        weakref.finalize(self, _release, self._held)
         try:
-            network = runtime.Core().read_model(model)
-            declared = [[_declared(port) for port in ports] for ports in (network.inputs, network.outputs)]
-            self._signature = Signature.of(*declared)
-            self._compiled = runtime.Core().compile_model(network, "CPU", options)
-            self._local = local()
-            self._outputs = [self._compiled.output(name) for name in OUTPUTS]
+            with _signal_stack_kept():
+                network = runtime.Core().read_model(model)
+                declared = [[_declared(port) for port in ports] for ports in (network.inputs, network.outputs)]
+                self._signature = Signature.of(*declared)
+                compiled = self._held["compiled"] = runtime.Core().compile_model(network, "CPU", options)
+                self._held["outputs"] = [compiled.output(name) for name in OUTPUTS]
+                del network, compiled
         except RuntimeError as error:
             raise EngineError(f"model: expected an ONNX file, got {line(error)}; export it again") from error
         self.input_shape = self._signature.input_shape
@@ -64,17 +98,20 @@ class OpenVinoEngine:
 
     def _call(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         try:
-            results = self._request().infer({self._signature.input_name: np.ascontiguousarray(batch)})
-            logits, features = (np.array(results[port]) for port in self._outputs)  # the next call overwrites its own
+            with _signal_stack_kept():
+                results = self._request().infer({self._signature.input_name: np.ascontiguousarray(batch)})
+                # Copied: the next call overwrites its own.
+                logits, features = (np.array(results[port]) for port in self._held["outputs"])
         except RuntimeError as error:
             raise EngineError(f"openvino failed on a batch {batch.shape}: {line(error)}") from error
         return logits, features
 
     def _request(self) -> Any:
         """Each thread has a request of its own: one cannot be called by two."""
-        if not hasattr(self._local, "request"):
-            self._local.request = self._compiled.create_infer_request()
-        return self._local.request
+        mine = self._held["local"]
+        if not hasattr(mine, "request"):
+            mine.request = self._held["compiled"].create_infer_request()
+        return mine.request
 
 
 def _declared(port: Any) -> Declared:

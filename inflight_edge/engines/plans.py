@@ -24,6 +24,7 @@ __all__ = [
     "identity_here",
     "plan_path",
     "plans_folder",
+    "read_described",
     "read_plan",
     "read_timing_cache",
     "timing_cache_path",
@@ -31,7 +32,7 @@ __all__ = [
     "write_timing_cache",
 ]
 
-FORMAT = 1
+FORMAT = 2  # counts the recipe of a build too: strongly typed, TF32 off, one frame to the batch
 MAX_DESCRIPTION_BYTES = 1 << 20
 _KEYS = ("format", "identity", "options", "sha256", "self_test")
 
@@ -72,6 +73,18 @@ def read_plan(path: Path, expected: Identity) -> bytes:
     Raises DependencyError when there is none, EngineError when it is damaged or was made for something else.
     """
     remedy = f"run `inflight-edge compile BUNDLE --precision {expected.precision}` on this machine"
+    plan, got, _ = read_described(path, remedy)
+    for name, here in asdict(expected).items():
+        if got[name] != here:
+            raise EngineError(f"{path}: made for {name} {got[name]}, but here it is {here}; {remedy}")
+    return plan
+
+
+def read_described(path: Path, remedy: str) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
+    """Bytes of the plan at ``path``, what it was made for, and the options of its build.
+
+    Raises DependencyError when there is none, EngineError when it is damaged; ``remedy`` ends the message.
+    """
     described = _description(path)
     if not described.is_file() or not path.is_file():
         raise DependencyError(f"{path}: expected a plan for TensorRT with its description, got none; {remedy}")
@@ -85,13 +98,11 @@ def read_plan(path: Path, expected: Identity) -> bytes:
         got = expect_object(description["identity"], names, f"{described}: identity")
     except BundleError as error:
         raise EngineError(f"{error}; {remedy}") from error
-    for name, here in asdict(expected).items():
-        if got[name] != here:
-            raise EngineError(f"{path}: made for {name} {got[name]}, but here it is {here}; {remedy}")
     plan = path.read_bytes()
     if (digest := hashlib.sha256(plan).hexdigest()) != description["sha256"]:
         raise EngineError(f"{path}: expected SHA-256 {description['sha256']}, got {digest}: it is damaged; {remedy}")
-    return plan
+    options = description["options"]
+    return plan, got, options if isinstance(options, dict) else {}
 
 
 def write_plan(path: Path, plan: bytes, identity: Identity, options: dict[str, Any], self_test: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from inflight_edge._layout import MANIFEST, names_of
 from inflight_edge._optional import require
 from inflight_edge.bundle import read_bundle
 from inflight_edge.detector import Detector, NoEngine
@@ -115,11 +116,11 @@ class ScorerModel(_Model):
 
     def load(self) -> None:
         """Read and verify the bundle."""
-        bundle = read_bundle(self.folder / "bundle")
+        precision = self.parameters["precision"]
+        bundle = read_bundle(self.folder / "bundle").at(precision)
         self._detector = Detector(bundle, engine=NoEngine())
-        self._guard = json.loads((self.folder / "bundle" / "bundle.json").read_bytes())["files"][
-            "detector.safetensors"
-        ]["sha256"]
+        manifest = json.loads((self.folder / "bundle" / MANIFEST).read_bytes())
+        self._guard = manifest["files"][names_of(precision)[0]]["sha256"]
         test = bundle.self_test
         for i, (decision, source) in enumerate(zip(test.decisions, test.sources, strict=True)):
             verdict = self._detector.score(test.features[i], test.logits[i])

@@ -60,7 +60,7 @@ class RemoteDetector:
         server_error = require("tritonclient.utils", _REMEDY).InferenceServerException
         self._failures: tuple[type[Exception], ...] = (OSError, HTTPException, server_error)
         self._local = threading.local()
-        config = self._retry(lambda client, seconds: self._config(client), time.monotonic() + timeout)
+        config = self._retry(lambda client, seconds: self._config(client, seconds), time.monotonic() + timeout)
         try:
             values = {key: value["string_value"] for key, value in config["parameters"].items()}
             self.class_names = tuple(json.loads(values["class_names"]))
@@ -136,9 +136,9 @@ class RemoteDetector:
             result = client.infer(self._model, [tensor], outputs=wanted, timeout=int(seconds * 1e6))
         return {name: result.as_numpy(name) for name in names}
 
-    def _config(self, client: Any) -> dict[str, Any]:
+    def _config(self, client: Any, seconds: float) -> dict[str, Any]:
         if self._kind == "grpc":
-            config: dict[str, Any] = client.get_model_config(self._model, as_json=True, client_timeout=self._timeout)[
+            config: dict[str, Any] = client.get_model_config(self._model, as_json=True, client_timeout=seconds)[
                 "config"
             ]
             return config
@@ -167,6 +167,9 @@ class RemoteDetector:
         while True:
             try:
                 return call(self._client(), max(deadline - time.monotonic(), 0.001))
+            except (AttributeError, KeyError, TypeError, ValueError) as error:  # an answer that is none
+                self._forget()
+                raise EngineError(f"{self._address}: expected an answer of the served model, got another") from error
             except self._failures as error:
                 text = " ".join(str(error).split())[:300] or type(error).__name__
                 status = error.status() if hasattr(error, "status") else "UNAVAILABLE"
@@ -186,7 +189,10 @@ class RemoteDetector:
             _expect(name, outputs[name], (n_frames, 1), wanted)
         _expect("log_likelihoods", outputs["log_likelihoods"], (n_frames, len(self.class_names)), np.float32)
         columns = [outputs[name][:, 0].tolist() for name in _NUMBERS]
-        reasons = [text.decode() for text in outputs["reason"][:, 0]] if "reason" in outputs else [""] * n_frames
+        reasons = [""] * n_frames
+        if "reason" in outputs:
+            _expect("reason", outputs["reason"], (n_frames, 1), np.object_)
+            reasons = [bytes(text).decode("utf-8", "replace") for text in outputs["reason"][:, 0]]
         rows: Sequence[NDArray[np.float32]] = list(outputs["log_likelihoods"])
         return [self._verdict(*values) for values in zip(*columns, rows, reasons, strict=True)]
 

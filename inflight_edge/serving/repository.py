@@ -15,7 +15,8 @@ from typing import Any, Literal, get_args
 
 from inflight_edge.bundle import Bundle, read_bundle
 from inflight_edge.engines.onnxruntime import OnnxRuntimeEngine
-from inflight_edge.errors import BundleError, OptionError
+from inflight_edge.engines.plans import read_described
+from inflight_edge.errors import BundleError, InflightError, OptionError
 from inflight_edge.serving.config import Word, parameters, tensor, to_pbtxt
 from inflight_edge.serving.graph import OUTPUTS, with_verdict
 
@@ -73,6 +74,7 @@ def export_repository(
     plans: Mapping[str, str | os.PathLike[str]] | None = None,
     python_path: tuple[str, ...] = (),
     key: str | os.PathLike[str] | None = None,
+    precision: str = "fp32",
 ) -> list[Path]:
     """Write the models of a bundle into a repository folder; returns their folders.
 
@@ -80,7 +82,10 @@ def export_repository(
                  and scorer, so that frames of any size are taken and the guards can be exchanged alone.
     runtime      what runs the network: the server's ONNX Runtime or TensorRT backend, or its Python backend with
                  ONNX Runtime inside, for servers that have no other.
-    plans        for ``tensorrt``: file of each compute capability such as ``8.7``, compiled from the same network.
+    plans        for ``tensorrt``: file of each compute capability such as ``8.7``.  Of an ensemble they are those of
+                 ``compile``, for this network, precision and batch.  Of the single network they come from trtexec, TF32
+                 off; the runtime onnx writes that network.
+    precision    of the bundle's precisions.
     python_path  folders in front of the Python models' module path: the server's stub reads no PYTHONPATH.
     key          file of the public key that must have signed the bundle; the server itself trusts the repository.
 
@@ -88,7 +93,7 @@ def export_repository(
     """
     queue = queue or Queue()
     _check(form, runtime, name, plans)
-    bundle = read_bundle(bundle_path, key=key)
+    bundle = read_bundle(bundle_path, key=key).at(precision)
     engine = OnnxRuntimeEngine(bundle.model)
     if engine.fixed_batch is not None and (form == "single" or runtime != "python"):
         raise OptionError(
@@ -107,12 +112,15 @@ def export_repository(
             }
         ),
         "classifier": sha256(bundle.model).hexdigest(),
+        "precision": precision,
     }
     network = bundle.model if form == "ensemble" else with_verdict(bundle)
     outputs = _classifier_outputs(bundle) if form == "ensemble" else _verdict_outputs(bundle)
     network_name = f"{name}_classifier" if form == "ensemble" else name
     input_name = engine.input_name
     models: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+    if form == "ensemble":
+        _check_plans(plans or {}, identity["classifier"], precision, queue.max_batch)
     files, filenames = _network_files(network, runtime, plans)
     models[network_name] = (
         _batched(network_name, queue)
@@ -130,7 +138,7 @@ def export_repository(
     )
     if form == "ensemble":
         models |= _around(bundle, Path(bundle_path), name, queue, identity, input_name, python_path)
-    return _write(Path(repository), models, key)
+    return _write(Path(repository), models, read_bundle(bundle_path, key=key), key)
 
 
 def export_guards(
@@ -151,10 +159,10 @@ def export_guards(
         text = (folder / "config.pbtxt").read_text(encoding="utf-8")
     except OSError as error:
         raise BundleError(f"{folder}: expected the scorer of an ensemble, got none ({error.strerror})") from error
-    digest = sha256(bundle.model).hexdigest()
-    served = re.search(r'key: "classifier"\s+value \{\s+string_value: "([0-9a-f]{64})"', text)
-    if served is None or served[1] != digest:
-        got = "none" if served is None else served[1]
+    served, precision = (_parameter(text, name) for name in ("classifier", "precision"))
+    digest = sha256(bundle.at(precision).model).hexdigest()
+    if served != digest:
+        got = served or "none"
         raise BundleError(f"{folder}: serves the classifier {got}, the bundle's is {digest}; export the whole bundle")
     version = 1 + max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0)
     newest = folder / str(version - 1)
@@ -162,7 +170,7 @@ def export_guards(
         made = Path(temporary, str(version))
         made.mkdir()
         shutil.copyfile(newest / "model.py", made / "model.py")
-        _copy_bundle(Path(bundle_path), made / "bundle", key)
+        _copy_bundle(Path(bundle_path), made / "bundle", bundle, key)
         made.rename(folder / str(version))
     return folder / str(version)
 
@@ -175,7 +183,7 @@ def _check(form: str, runtime: str, name: str, plans: Mapping[str, Any] | None) 
         raise OptionError(f"name: expected letters, digits, _ and -, beginning with a letter, got {name!r}")
     if (runtime == "tensorrt") != bool(plans):
         raise OptionError(
-            "plans: expected one file for each compute capability with the runtime tensorrt, and only there"
+            "--plan CC=FILE: expected one file for each compute capability with the runtime tensorrt, and only there"
         )
     for capability in plans or {}:
         if not re.fullmatch(r"\d{1,2}\.\d", capability):
@@ -297,6 +305,7 @@ def _model_py(name: str, python_path: tuple[str, ...]) -> dict[str, bytes]:
 def _write(
     repository: Path,
     models: Mapping[str, tuple[dict[str, Any], dict[str, Any]]],
+    bundle: Bundle,
     key: str | os.PathLike[str] | None,
 ) -> list[Path]:
     """Every model in one step each, the ensemble last; nothing is replaced."""
@@ -313,7 +322,7 @@ def _write(
                 if isinstance(content, bytes):
                     (folder / file).write_bytes(content)
                 elif file.endswith("/bundle"):
-                    _copy_bundle(content, folder / file, key)
+                    _copy_bundle(content, folder / file, bundle, key)
                 else:
                     _copy_plan(content, folder / file)
         for name in models:
@@ -321,10 +330,38 @@ def _write(
     return [repository / name for name in models]
 
 
-def _copy_bundle(source: Path, target: Path, key: str | os.PathLike[str] | None) -> None:
-    """Copy, then read the copy: what is served is what was verified."""
+def _parameter(text: str, name: str) -> str:
+    """A parameter of a configuration's text, "" without it."""
+    found = re.search(rf'key: "{name}"\s+value \{{\s+string_value: "([0-9a-z]+)"', text)
+    return "" if found is None else found[1]
+
+
+def _check_plans(plans: Mapping[str, str | os.PathLike[str]], classifier: str, precision: str, max_batch: int) -> None:
+    """Refuse a plan of another network, precision, GPU or batch: it would answer, and be judged by the wrong guards."""
+    for capability, path in plans.items():
+        remedy = f"run `inflight-edge compile BUNDLE --precision {precision} --batch {max_batch}` on that GPU"
+        try:
+            _, identity, options = read_described(Path(path), remedy)
+        except InflightError as error:
+            raise OptionError(f"--plan: {error}") from error
+        wanted = {"onnx_sha256": classifier, "precision": precision, "compute_capability": capability}
+        for name, value in wanted.items():
+            if identity[name] != value:
+                raise OptionError(f"--plan: {path}: made for {name} {identity[name]}, expected {value}; {remedy}")
+        if options.get("batch") != max_batch:
+            raise OptionError(
+                f"--plan: {path}: made for batches of {options.get('batch')}, expected {max_batch}; {remedy}, or give "
+                "--max-batch"
+            )
+
+
+def _copy_bundle(source: Path, target: Path, expected: Bundle, key: str | os.PathLike[str] | None) -> None:
+    """Copy, then read the copy: what is served is what was verified, and nothing that took its place meanwhile."""
     shutil.copytree(source, target)
-    read_bundle(target, key=key)
+    copied = read_bundle(target, key=key)
+    for name in expected.precisions:
+        if copied.precisions != expected.precisions or copied.at(name).model != expected.at(name).model:
+            raise BundleError(f"{source}: another bundle took its place while it was copied; export it again")
 
 
 def _copy_plan(source: Path, target: Path) -> None:

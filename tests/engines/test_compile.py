@@ -123,7 +123,7 @@ def test_damaged_plan_or_description_is_refused(gpu: Install, path: Path) -> Non
     with pytest.raises(EngineError, match=r"expected SHA-256 [0-9a-f]{64}, got [0-9a-f]{64}: it is damaged; run"):
         load(path)
     compiled.path.write_bytes(good[0])
-    for broken in (b"{", b"[]", b"{}", good[1].replace(b'"format": 1', b'"format": 2')):
+    for broken in (b"{", b"[]", b"{}", good[1].replace(b'"format": 2', b'"format": 1')):
         described.write_bytes(broken)
         with pytest.raises(EngineError, match="compile BUNDLE --precision fp32"):
             load(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -233,7 +235,7 @@ def test_openvino_computes_in_float32(rng: np.random.Generator) -> None:
     """Told nothing, it takes bfloat16 or float16 where the processor has them: then 1 + 2**-12 is 1."""
     pytest.importorskip("openvino", reason="openvino is not installed")
     engine = OpenVinoEngine(tiny_model())
-    assert engine._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
+    assert engine._held["compiled"].get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
     batch = np.full((1, 1, 2, 2), 1 + 2**-12, np.float32)
     np.testing.assert_array_equal(engine.run(batch)[1], batch.reshape(1, 4))
 
@@ -244,3 +246,26 @@ def test_bytes_that_are_onnx_and_onnx_runtimes_own_format_are_read_as_onnx() -> 
     with pytest.raises(EngineError, match=r"model: expected an ONNX file, got .*") as caught:
         OnnxRuntimeEngine(polyglot)
     assert "ORT model" not in str(caught.value)
+
+
+def test_openvino_leaves_the_stack_for_signals_alone() -> None:
+    """Its CPU plugin exchanges that of the thread and frees it: the next signal would end the process."""
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    code = """
+import os, signal
+from bundles import tiny_model
+import numpy as np
+from inflight_edge.engines.openvino import OpenVinoEngine
+seen = []
+signal.signal(signal.SIGTERM, lambda *_: seen.append(1))
+for _ in range(3):
+    engine = OpenVinoEngine(tiny_model())
+    engine.run(np.zeros((2, 1, 2, 2), np.float32))
+    os.kill(os.getpid(), signal.SIGTERM)
+    del engine
+    os.kill(os.getpid(), signal.SIGTERM)
+print(len(seen))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONFAULTHANDLER": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout) == (0, "6\n"), done.stderr

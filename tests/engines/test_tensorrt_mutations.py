@@ -121,7 +121,10 @@ SESSION: dict[str, Change | list[Change]] = {
         "        finally:\n            pass\n",
     ),
     "old answer is not forgotten": (
-        "        self._logits.host[...] = np.nan\n        if self._scorer is not None:\n            self._scorer.forget()\n",
+        "        self._logits.host[...] = np.nan\n"
+        "        self._features.host[...] = np.nan\n"
+        "        if self._scorer is not None:\n"
+        "            self._scorer.forget()\n",
         "",
     ),
     "batch that runs as another size": ("self._input.host.shape[0])", "1)"),

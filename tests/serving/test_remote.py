@@ -107,6 +107,14 @@ def test_an_answer_that_cannot_be_right_is_invalid(
     assert re.search(reason, verdict.reason)
 
 
+@pytest.mark.parametrize("reason", [None, np.zeros((1, 1), np.int32), np.zeros((2, 1), np.object_)])
+def test_reasons_that_are_none_are_invalid(monkeypatch: pytest.MonkeyPatch, reason: Any) -> None:
+    answers = Answers({"reason": reason} if reason is not None else {})
+    if reason is None:
+        monkeypatch.setattr(Answers, "infer", lambda *_, **__: object())
+    assert remote(monkeypatch, answers)(CLEAN_WEST).decision is Decision.INVALID
+
+
 @pytest.mark.parametrize(
     "failure",
     [

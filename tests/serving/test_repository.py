@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from tritonclient.grpc import model_config_pb2
 
 from inflight_edge import BundleError, OptionError, read_bundle
 from inflight_edge.bundle import sign_bundle
+from inflight_edge.engines.plans import Identity, write_plan
 from inflight_edge.serving import Queue, export_guards, export_repository
 from inflight_edge.serving.config import Word, to_pbtxt
 from inflight_edge.signing import write_keys
@@ -157,8 +160,8 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(bundle: Path, tmp
         ({"form": "both"}, "form: expected one of ensemble, single, got 'both'"),
         ({"runtime": "tpu"}, "runtime: expected one of onnx, tensorrt, python, got 'tpu'"),
         ({"name": "../up"}, "name: expected letters"),
-        ({"runtime": "tensorrt"}, "plans: expected one file for each compute capability"),
-        ({"plans": {"8.7": "x"}}, "plans: expected one file"),
+        ({"runtime": "tensorrt"}, "--plan CC=FILE: expected one file for each compute capability"),
+        ({"plans": {"8.7": "x"}}, "--plan CC=FILE: expected one file"),
         ({"runtime": "tensorrt", "plans": {"sm_87": "x"}}, "compute capability such as 8.7, got 'sm_87'"),
     ],
 )
@@ -212,3 +215,31 @@ def test_a_served_bundle_is_the_one_that_was_read(bundle: Path, tmp_path: Path) 
     for path in bundle.iterdir():
         assert (served / path.name).read_bytes() == path.read_bytes()
     assert np.array_equal(read_bundle(served).guards[0].means, tiny_bundle().guards[0].means)
+
+
+def described(path: Path, model: bytes, **changes: Any) -> Path:
+    """A plan as `compile` leaves it."""
+    identity = Identity(sha256(model).hexdigest(), "fp32", "10.3.0", "Orin", "8.7")
+    write_plan(path, b"plan", replace(identity, **changes), {"batch": 32}, {})
+    return path
+
+
+def test_an_ensemble_takes_only_plans_of_its_network_gpu_and_batch(bundle: Path, tmp_path: Path) -> None:
+    model = read_bundle(bundle).model
+    good = described(tmp_path / "good.plan", model)
+    export_repository(bundle, tmp_path / "good", runtime="tensorrt", plans={"8.7": good})
+    assert (tmp_path / "good/inflight_classifier/1/model.sm_87.plan").read_bytes() == b"plan"
+    loose = tmp_path / "loose.plan"
+    loose.write_bytes(bytes(64))
+    wrong = [
+        ({"8.7": described(tmp_path / "a.plan", b"another model")}, "made for onnx_sha256"),
+        ({"8.7": described(tmp_path / "b.plan", model, precision="fp16")}, "made for precision fp16, expected fp32"),
+        ({"9.0": good}, "made for compute_capability 8.7, expected 9.0"),
+        ({"8.7": loose}, "expected a plan for TensorRT with its description, got none"),
+    ]
+    for plans, message in wrong:
+        with pytest.raises(OptionError, match=message):
+            export_repository(bundle, tmp_path / "bad", runtime="tensorrt", plans=plans)
+    with pytest.raises(OptionError, match="made for batches of 32, expected 8"):
+        export_repository(bundle, tmp_path / "bad", runtime="tensorrt", plans={"8.7": good}, queue=Queue(max_batch=8))
+    assert not (tmp_path / "bad").exists()
