@@ -109,7 +109,8 @@ def test_wheel_holds_the_package_and_nothing_else(built: Built) -> None:
     }
     kernels = {f"inflight_edge/scoring/kernels/score_{kind}_sm_87.cubin" for kind in ("diagonal", "shared", "full")}
     kernels.add("inflight_edge/scoring/kernels/kernels.json")
-    assert code == sources | typing | kernels | set(extensions)
+    page = {f"inflight_edge/sinks/page/{name}" for name in ("app.css", "app.js", "index.html")}
+    assert code == sources | typing | kernels | page | set(extensions)
 
 
 def test_wheel_from_tree_equals_wheel_from_sdist(built: Built) -> None:
