@@ -6,6 +6,7 @@ import ctypes
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from threading import local
 from typing import Any
 
@@ -30,6 +31,11 @@ class _SignalStack(ctypes.Structure):
     _fields_ = (("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
 
 
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
 @contextmanager
 def _signal_stack_kept() -> Iterator[None]:
     """Give this thread its own stack for signals back afterwards.
@@ -37,7 +43,7 @@ def _signal_stack_kept() -> Iterator[None]:
     OpenVINO's CPU plugin sets one of its own and frees it with the model (seen with 2026.4): the next signal, such as a
     SIGTERM that asks for a clean stop, then ended the process.
     """
-    libc, stack = ctypes.CDLL(None), _SignalStack()
+    libc, stack = _libc(), _SignalStack()
     libc.sigaltstack(None, ctypes.byref(stack))
     try:
         yield

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from inflight_edge._contents import DECISIONS
 from inflight_edge._optional import require
 from inflight_edge.bundle import Bundle
 from inflight_edge.errors import ModelError
@@ -25,7 +26,6 @@ OUTPUTS = (
     ("log_likelihoods", "FP32", 0),
 )
 _LEAST_OPSET = 13
-_CODES = {Decision.ACCEPT: 0, Decision.TRIGGER: 1, Decision.UNGUARDED: 2, Decision.INVALID: 3}
 
 
 def with_verdict(bundle: Bundle) -> bytes:
@@ -120,7 +120,7 @@ class _Graph:
 
     def code(self, decision: Decision) -> str:
         """Constant code of a decision."""
-        return self.constant(np.int64(_CODES[decision]))
+        return self.constant(np.int64(DECISIONS.index(decision)))
 
     def outputs(self, named: dict[str, str], element: int, width: int) -> None:
         """Make values (N, width) outputs of the graph."""

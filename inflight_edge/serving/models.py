@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from inflight_edge._contents import DECISIONS
 from inflight_edge._layout import MANIFEST, names_of
 from inflight_edge._optional import require
 from inflight_edge.bundle import read_bundle
@@ -22,12 +23,10 @@ from inflight_edge.engines._wire import refuse_external_data
 from inflight_edge.errors import BundleError, InflightError
 from inflight_edge.preprocess import Preprocess
 from inflight_edge.serving.graph import OUTPUTS
-from inflight_edge.verdict import Decision, Verdict
+from inflight_edge.verdict import Verdict
 
 __all__ = ["OnnxModel", "PreprocessModel", "ScorerModel", "records"]
 
-# The place in this tuple is the code of the output ``decision``.
-DECISIONS = (Decision.ACCEPT, Decision.TRIGGER, Decision.UNGUARDED, Decision.INVALID)
 Arrays = dict[str, NDArray[Any]]
 
 

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
+from inflight_edge._contents import DECISIONS
 from inflight_edge._optional import require
 from inflight_edge.colour import check_frame
 from inflight_edge.errors import EngineError, InflightError, OptionError
@@ -23,7 +24,6 @@ from inflight_edge.verdict import Decision, Verdict
 __all__ = ["RemoteDetector"]
 
 _REMEDY = "pip install 'inflight-edge[serving]'"
-_DECISIONS = (Decision.ACCEPT, Decision.TRIGGER, Decision.UNGUARDED, Decision.INVALID)
 _NUMBERS = {"decision": "INT32", "predicted": "INT32", "source": "INT32", "margin": "FP32"}
 _SCHEMES = {"http": "http", "https": "http", "grpc": "grpc", "grpcs": "grpc"}
 # What a client may try again: nobody listens, the server starts, stops, loads the model or is full.
@@ -200,7 +200,7 @@ class RemoteDetector:
         self, code: int, predicted: int, source: int, margin: float, row: NDArray[np.float32], reason: str
     ) -> Verdict:
         n_classes = len(self.class_names)
-        decision = _DECISIONS[code] if 0 <= code < len(_DECISIONS) else Decision.INVALID
+        decision = DECISIONS[code] if 0 <= code < len(DECISIONS) else Decision.INVALID
         classes = np.flatnonzero(~np.isnan(row)).astype(np.int32)
         known = 0 <= predicted < n_classes
         consistent = {

@@ -93,7 +93,8 @@ def export_repository(
     """
     queue = queue or Queue()
     _check(form, runtime, name, plans)
-    bundle = read_bundle(bundle_path, key=key).at(precision)
+    whole = read_bundle(bundle_path, key=key)
+    bundle = whole.at(precision)
     engine = OnnxRuntimeEngine(bundle.model)
     if engine.fixed_batch is not None and (form == "single" or runtime != "python"):
         raise OptionError(
@@ -138,7 +139,7 @@ def export_repository(
     )
     if form == "ensemble":
         models |= _around(bundle, Path(bundle_path), name, queue, identity, input_name, python_path)
-    return _write(Path(repository), models, read_bundle(bundle_path, key=key), key)
+    return _write(Path(repository), models, whole, key)
 
 
 def export_guards(
