@@ -20,7 +20,14 @@ from triton_server import Server, missing, python_path, serving
 from inflight_edge import Decision, Detector, EngineError, Verdict, read_bundle
 from inflight_edge.serving import Queue, RemoteDetector, export_guards, export_repository
 
-pytestmark = [pytest.mark.triton, pytest.mark.skipif(bool(missing()), reason=missing() or "-")]
+pytestmark = [
+    pytest.mark.triton,
+    pytest.mark.skipif(bool(missing()), reason=missing() or "-"),
+    # tritonclient closes itself again when it is collected, by then in a thread that may have no gevent loop any more.
+    pytest.mark.filterwarnings(
+        "ignore:Exception ignored[\\s\\S]*InferenceServerClient.__del__:pytest.PytestUnraisableExceptionWarning"
+    ),
+]
 N_FRAMES, N_CLIENTS = 500, 16
 
 
