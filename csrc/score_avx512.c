@@ -28,6 +28,16 @@ typedef __m512 vec;
     _mm512_castsi512_ps( \
         _mm512_add_epi32(_mm512_sll_epi32(vec_integers(p), _mm_cvtsi32_si128(shift)), _mm512_set1_epi32(base)))
 
+/* As vec_sum adds: halves, halves of these, then (0 + 2) + (1 + 3). */
+static inline void vec_sum4(const vec *v, float *out) {
+    const vec ab = vec_add(_mm512_shuffle_f32x4(v[0], v[1], 0x44), _mm512_shuffle_f32x4(v[0], v[1], 0xee));
+    const vec cd = vec_add(_mm512_shuffle_f32x4(v[2], v[3], 0x44), _mm512_shuffle_f32x4(v[2], v[3], 0xee));
+    const vec four = vec_add(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+    const vec two = vec_add(four, _mm512_permute_ps(four, 0x4e));
+    const vec sums = vec_add(two, _mm512_permute_ps(two, 0xb1));
+    _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, sums)));
+}
+
 static inline vec vec_split(vec x, vec *exponent) {
     const __m512i bits = _mm512_castps_si512(x);
     const __m512i e = _mm512_srai_epi32(_mm512_sub_epi32(bits, _mm512_set1_epi32(0x3f2aaaab)), 23);

@@ -38,8 +38,21 @@ INLINE void distance_tile(const int frames, const int components, const bool dia
             }
         }
     }
-    UNROLLED for (int f = 0; f < frames; ++f)
-        UNROLLED for (int c = 0; c < components; ++c) totals[f * CHUNK + c] += (double)lane_sum(sums[f][c]);
+    if (frames == 1) {
+        UNROLLED for (int c = 0; c < components; ++c) totals[c] += (double)lane_sum(sums[0][c]);
+        return;
+    }
+    /* Four sums at once: of one frame where there are four components, else of four frames. */
+    const int groups = components == 4 ? frames : components;
+    UNROLLED for (int g = 0; g < groups; ++g) {
+        vec each[4];
+        float four[4];
+        UNROLLED for (int i = 0; i < 4; ++i)
+            each[i] = unrolled_sum(components == 4 ? sums[g][i] : sums[i][g]);
+        vec_sum4(each, four);
+        UNROLLED for (int i = 0; i < 4; ++i)
+            totals[components == 4 ? g * CHUNK + i : i * CHUNK + g] += (double)four[i];
+    }
 }
 
 /* A diagonal tile lies within a group of `group` components; the centres of the others lie `stride` apart. */

@@ -92,8 +92,14 @@ INLINE void score_rows(const ife_scorer *scorer, const float *features, size_t n
         int32_t next = row;
         chunk_distances(scorer, features, n_frames, with, first, first + count, a, b, finite, totals);
         for (size_t f = 0; f < n_frames; ++f) {
+            const bool one_each = scorer->n_rows == scorer->n_components;
+            float *into = one_each ? out + f * stride + first - first_row : values;
             for (int32_t c = 0; c < count; ++c)
-                values[c] = ife_component(scorer->constants[first + c], (float)totals[f * CHUNK + (size_t)c]);
+                into[c] = ife_component(scorer->constants[first + c], (float)totals[f * CHUNK + (size_t)c]);
+            if (one_each) {
+                next = row + count;
+                continue;
+            }
             for (int32_t c = count; c < CHUNK && c % IFE_LANES; ++c) values[c] = 0.0f;
             next = close_rows(scorer, values, first, first + count, row, &open[f], out + f * stride + row - first_row);
         }

@@ -24,6 +24,10 @@ typedef float32x4_t vec;
 #define vec_zero_below(x, limit, v) \
     vreinterpretq_f32_u32(vandq_u32(vcgeq_f32(x, vdupq_n_f32(limit)), vreinterpretq_u32_f32(v)))
 
+static inline void vec_sum4(const vec *v, float *out) {
+    vst1q_f32(out, vpaddq_f32(vpaddq_f32(v[0], v[1]), vpaddq_f32(v[2], v[3])));
+}
+
 static inline int32x4_t vec_integers(const uint8_t *p) {
     uint32_t four;
     memcpy(&four, p, sizeof four);

@@ -27,6 +27,10 @@ static inline void vec_store(float *p, vec v) {
     memcpy(p, &v, sizeof v);
 }
 
+static inline void vec_sum4(const vec *v, float *out) {
+    for (int i = 0; i < 4; ++i) out[i] = vec_sum(v[i]);
+}
+
 static inline vec vec_select(integers mask, vec yes, vec no) {
     return (vec)((mask & (integers)yes) | (~mask & (integers)no));
 }

@@ -2,13 +2,14 @@
  * The scorer's loops over a vector type: included once by each instruction set's file, which defines before
  *
  * vec, WIDTH     float vector and its lanes;  vec_load, vec_store (unaligned), vec_set, vec_add, vec_sub, vec_mul
- * vec_fma        a * b + c;  vec_fnma: c - a * b;  vec_sum: horizontal;  vec_min, vec_max
+ * vec_fma        a * b + c;  vec_fnma: c - a * b;  vec_max
+ * vec_sum        horizontal;  vec_sum4: of four vectors, to four floats, each bit for bit what vec_sum gives
  * vec_round      to the nearest integer;  vec_power: 2^n, n integral in -126..127
  * vec_split      x > 0 as mantissa in [2/3, 4/3) and exponent
  * vec_bytes, vec_code  float vectors from bytes: their values, and base + (byte << shift) as the bits of a float
  * vec_standardise  ife_standardise_pair of each lane
 
- * FRAMES, COMPONENTS  the same for a batch: FRAMES x COMPONENTS partial sums stay in registers
+ * FRAMES, COMPONENTS  the same for a batch: FRAMES (4) x COMPONENTS partial sums stay in registers
  * PANEL_FRAMES, PHASES  frames per pass over a panel, and interleaved partial sums of each
  *
  * The order of the additions of one frame's score depends on none of them but WIDTH and PHASES: a batch scores each
@@ -34,10 +35,14 @@
 /* Floats of each of two buffers on the stack. */
 #define SCRATCH IFE_MAX_FEATURES
 
-INLINE float lane_sum(const vec *lanes) {
+INLINE vec unrolled_sum(const vec *lanes) {
     vec sum = lanes[0];
     UNROLLED for (int u = 1; u < UNROLL; ++u) sum = vec_add(sum, lanes[u]);
-    return vec_sum(sum);
+    return sum;
+}
+
+INLINE float lane_sum(const vec *lanes) {
+    return vec_sum(unrolled_sum(lanes));
 }
 
 /*
@@ -127,10 +132,6 @@ static void logarithms(float *x, size_t n) {
  */
 static int32_t close_rows(const ife_scorer *scorer, float *values, int32_t first, int32_t end, int32_t row,
                           ife_lse *open, float *out) {
-    if (scorer->n_rows == scorer->n_components) {
-        memcpy(out, values, (size_t)(end - first) * sizeof *out);
-        return row + end - first;
-    }
     float largest[CHUNK];
     float sums[CHUNK];
     int32_t r = row;
