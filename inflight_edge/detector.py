@@ -174,7 +174,7 @@ class Detector:
             return _invalid(_text(error))
 
     def as_asked(self, verdict: Verdict) -> Verdict:
-        """An engine's verdict, by the limit and with the log-likelihoods that were asked for."""
+        """A verdict with its log-likelihoods, by the limit and with what was asked for."""
         if verdict.decision in (Decision.ACCEPT, Decision.TRIGGER) and verdict.predicted is not None:
             guard = self.guards[verdict.predicted].guard
             if self._limits:
@@ -208,21 +208,10 @@ class Detector:
 
     def judge_features(self, predicted: int, scorer: Scorer, features: FloatArray) -> Verdict:
         """Verdict of the guard of class ``predicted`` on (D,) float32 C-contiguous features.  Raises ScoreError."""
-        rows, classes = _NO_ROWS
-        if self.log_likelihoods:
-            decision, source, margin, rows = scorer.explain(features)
-            classes = scorer.guard.classes
-        else:
-            decision, source, margin = scorer.judge(features)
-        if decision is Decision.INVALID:
-            problem = _problem("features", features, self.bundle.n_features)
-            return _invalid(
-                problem or "no class explains the features: a log-likelihood is NaN or all are -inf", predicted
-            )
-        if self._limits:
-            scores = rows if self.log_likelihoods else scorer.score(features)
-            decision, source = _by_limit(scorer.guard, scores, margin, self._limits[predicted])
-        return Verdict(decision, predicted, None if source < 0 else source, margin, rows, classes)
+        verdict = scorer.verdict(features, log_likelihoods=self.log_likelihoods or bool(self._limits))
+        if verdict.decision is Decision.INVALID:
+            return _invalid(_problem("features", features, self.bundle.n_features) or verdict.reason, predicted)
+        return self.as_asked(verdict) if self._limits else verdict
 
 
 class NoEngine:

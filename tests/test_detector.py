@@ -37,6 +37,7 @@ from inflight_edge import (
     ScoreError,
 )
 from inflight_edge.scoring import predictor
+from inflight_edge.verdict import Verdict
 
 FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -197,7 +198,7 @@ def test_scorer_that_fails_is_never_accepted(detector: Detector, monkeypatch: py
     class Failing:
         backend = "cpu"
 
-        def explain(self, features: FloatArray) -> tuple[Decision, int, float, FloatArray]:
+        def verdict(self, features: FloatArray, *, log_likelihoods: bool) -> Verdict:
             raise ScoreError("out of order")
 
     monkeypatch.setattr(detector, "guards", {3: Failing()})

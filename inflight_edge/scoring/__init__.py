@@ -13,7 +13,7 @@ from inflight_edge.guard import FloatArray, Guard
 from inflight_edge.scoring.parameters import prepare
 from inflight_edge.scoring.reference import log_likelihoods
 from inflight_edge.scoring.verdict_record import DECISIONS, VERDICT_DTYPE, VerdictArray, is_record, write_verdict
-from inflight_edge.verdict import Decision
+from inflight_edge.verdict import Decision, Verdict, decide
 
 __all__ = [
     "DECISIONS",
@@ -61,10 +61,7 @@ class Scorer:
         self.instruction_set = _choose(instruction_set) if self.backend == "cpu" else ""
         self._native: _Backend = _BACKENDS[self.backend](guard, self.instruction_set)
         # Of the C extension alone; the others write a record, as judge_into does.
-        self._judge: Callable[[FloatArray], tuple[int, int, float] | None] | None
-        self._explain: Callable[[FloatArray], tuple[int, int, float, FloatArray] | None] | None
-        self._judge = getattr(self._native, "judge", None)
-        self._explain = getattr(self._native, "explain", None)
+        self._verdict: Callable[[FloatArray, bool], Verdict | None] | None = getattr(self._native, "verdict", None)
 
     def score_into(self, features: FloatArray, out: FloatArray) -> None:
         """Write the log-likelihoods of one frame.
@@ -101,25 +98,30 @@ class Scorer:
                 "pass numpy.zeros(1, VERDICT_DTYPE)"
             )
 
-    def judge(self, features: FloatArray) -> tuple[Decision, int, float]:
-        """Decision, source (-1 for none) and margin of one frame, as judge_into writes them.  Raises ScoreError."""
-        judged = self._judge(features) if self._judge is not None else None
-        if judged is not None:
-            return DECISIONS[judged[0]], judged[1], judged[2]
+    def verdict(self, features: FloatArray, *, log_likelihoods: bool = True) -> Verdict:
+        """Verdict on one frame that was predicted as the guard's target, by the rule of verdict.decide.
+
+        features: as in score_into.  log_likelihoods: False leaves them out; the verdict alone may read less.
+        With the backend ``cpu`` both come from one pass over the parameters.  Raises ScoreError.
+        """
+        verdict = None
+        if self._verdict is not None:
+            verdict = self._verdict(features, log_likelihoods)
+        elif not log_likelihoods:
+            verdict = self._judge(features)
+        if verdict is not None:
+            return verdict
+        guard = self.guard
+        return decide(guard.target, self.score(features), guard.classes, guard.target_row)
+
+    def _judge(self, features: FloatArray) -> Verdict | None:
+        """The record of judge_into as a Verdict; None when INVALID: the record has no reason."""
         out = np.zeros(1, VERDICT_DTYPE)
         self.judge_into(features, out)
         decision, source, margin, _, _ = out.item()
-        return DECISIONS[decision], source, margin
-
-    def explain(self, features: FloatArray) -> tuple[Decision, int, float, FloatArray]:
-        """What judge says of one frame, and its log-likelihoods (R,) float32 nats.  Raises ScoreError.
-
-        With the backend ``cpu`` from one pass over the parameters, the verdict being that of the log-likelihoods.
-        """
-        explained = self._explain(features) if self._explain is not None else None
-        if explained is not None:
-            return DECISIONS[explained[0]], explained[1], explained[2], explained[3]
-        return *self.judge(features), self.score(features)
+        if DECISIONS[decision] is Decision.INVALID:
+            return None
+        return Verdict(DECISIONS[decision], self.guard.target, None if source < 0 else source, margin)
 
     def score_batch(self, features: FloatArray) -> FloatArray:
         """Log-likelihoods of N >= 0 frames: (N, D) float32 C-contiguous -> (N, R) float32 nats.

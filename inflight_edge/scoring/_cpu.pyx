@@ -6,9 +6,19 @@ Arrays come in through NumPy's C interface: a typed memoryview would allocate an
 
 cimport numpy as cnp
 
+from types import MemberDescriptorType
+
+import numpy as np
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF
+
 from inflight_edge.guard import KINDS
+from inflight_edge.scoring.verdict_record import DECISIONS
+from inflight_edge.verdict import Decision, Verdict
 
 cnp.import_array()
+
+cdef object NO_CLASSES = np.empty(0, np.int32)
 
 cdef extern from "inflight.h" nogil:
     ctypedef struct ife_guard:
@@ -43,6 +53,33 @@ cdef extern from "inflight.h" nogil:
     int ife_judge(const ife_scorer *scorer, const float *features, ife_verdict *verdict)
     int ife_explain(const ife_scorer *scorer, const float *features, float *log_likelihoods, ife_verdict *verdict)
     int ife_predict(const float *logits, int n_classes)
+
+cdef extern from "Python.h":
+    ctypedef struct PyTypeObject:
+        object (*tp_alloc)(object cls, Py_ssize_t n_items)
+    ctypedef struct PyMemberDef:
+        Py_ssize_t offset
+    ctypedef struct PyMemberDescrObject:
+        PyMemberDef *d_member
+
+# Where a Verdict's slots are: an object's own __init__ goes through the interpreter seven times, which costs more than
+# the scores after a large network has emptied the caches.
+cdef struct Slots:
+    Py_ssize_t decision, predicted, source, margin, log_likelihoods, classes, reason
+
+cdef Py_ssize_t _slot(str name) except -1:
+    cdef object member = Verdict.__dict__[name]
+    if type(member) is not MemberDescriptorType:
+        raise TypeError(f"Verdict.{name}: expected a slot, got {type(member).__name__}")
+    return (<PyMemberDescrObject *>member).d_member.offset
+
+cdef Slots SLOTS = Slots(_slot("decision"), _slot("predicted"), _slot("source"), _slot("margin"),
+                         _slot("log_likelihoods"), _slot("classes"), _slot("reason"))
+
+cdef inline void _set(object instance, Py_ssize_t slot, object value):
+    """Fill an empty slot."""
+    Py_INCREF(value)
+    (<PyObject **>(<char *><PyObject *>instance + slot))[0] = <PyObject *>value
 
 
 def instruction_sets():
@@ -83,6 +120,8 @@ cdef class CpuBackend:
     cdef int n_features
     cdef int n_rows
     cdef object verdict_type
+    cdef object classes
+    cdef object target
 
     def __cinit__(self, object parameters, object classes, int target_row, object instruction_set, object verdict_type):
         """parameters: inflight_edge.scoring.parameters.Parameters.  classes: (R,) int32 C-contiguous.
@@ -107,6 +146,8 @@ cdef class CpuBackend:
         guard.whitener = <const float *>cnp.PyArray_DATA(parameters.whitener)
         guard.constants = <const float *>cnp.PyArray_DATA(parameters.constants)
         self.verdict_type = verdict_type
+        self.classes = classes
+        self.target = int(classes[target_row])
         cdef const int *class_indices = <const int *>cnp.PyArray_DATA(classes)
         cdef int status
         with nogil:
@@ -162,25 +203,31 @@ cdef class CpuBackend:
             ife_judge(self.scorer, source, target)
         return True
 
-    def judge(self, object features):
-        """(D,) float32 -> (decision, source, margin) as judge_into writes them; None when the array does not fit."""
-        cdef ife_verdict verdict
-        if not _fits(features, 1, self.n_features, False):
-            return None
-        cdef const float *source = <const float *>cnp.PyArray_DATA(<cnp.ndarray>features)
-        with nogil:
-            ife_judge(self.scorer, source, &verdict)
-        return verdict.decision, verdict.source, verdict.margin
+    def verdict(self, object features, bint explain):
+        """(D,) float32 -> the frame's Verdict, with its log-likelihoods if asked to explain, from one pass.
 
-    def explain(self, object features):
-        """(D,) float32 -> (decision, source, margin, (R,) float32 nats) from one pass; None when the array does not fit."""
+        None when the array does not fit, or for an INVALID frame, whose reason is looked for elsewhere.
+        """
         cdef ife_verdict verdict
         if not _fits(features, 1, self.n_features, False):
             return None
-        cdef cnp.npy_intp length = self.n_rows
+        cdef cnp.npy_intp length = self.n_rows if explain else 0
         cdef cnp.ndarray rows = cnp.PyArray_EMPTY(1, &length, cnp.NPY_FLOAT32, 0)
         cdef const float *source = <const float *>cnp.PyArray_DATA(<cnp.ndarray>features)
         cdef float *target = <float *>cnp.PyArray_DATA(rows)
         with nogil:
-            ife_explain(self.scorer, source, target, &verdict)
-        return verdict.decision, verdict.source, verdict.margin, rows
+            if explain:
+                ife_explain(self.scorer, source, target, &verdict)
+            else:
+                ife_judge(self.scorer, source, &verdict)
+        if DECISIONS[verdict.decision] is Decision.INVALID:
+            return None
+        cdef object result = (<PyTypeObject *>Verdict).tp_alloc(Verdict, 0)
+        _set(result, SLOTS.decision, DECISIONS[verdict.decision])
+        _set(result, SLOTS.predicted, self.target)
+        _set(result, SLOTS.source, None if verdict.source < 0 else verdict.source)
+        _set(result, SLOTS.margin, verdict.margin)
+        _set(result, SLOTS.log_likelihoods, rows)
+        _set(result, SLOTS.classes, self.classes if explain else NO_CLASSES)
+        _set(result, SLOTS.reason, "")
+        return result
