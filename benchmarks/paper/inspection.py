@@ -47,13 +47,15 @@ def main() -> int:
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--method", choices=("auto", "neural-cleanse", "perturbation"), default="auto")
     parser.add_argument("--json", type=Path, required=True, help="file for the records, rewritten after every case")
+    parser.add_argument("--resume", action="store_true", help="leave out the cases whose records are in the file")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args()
-    records = []
+    records = json.loads(options.json.read_text()) if options.resume and options.json.exists() else []
+    done = {record["case"] for record in records}
     try:
         with torch_threads(1):
             for case in SETS[options.which]:
-                if options.only not in case.name:
+                if options.only not in case.name or case.name in done:
                     continue
                 found = record(
                     case, data=options.data, runs=options.runs, method=options.method, progress=not options.quiet

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.paper.classifiers import PER_CLASS
+from benchmarks.paper.classifiers import DATASETS as PAPER
 from inflight_edge.calibration.attacks import Patch, Trigger, make_trigger, poison
 from inflight_edge.calibration.datasets import ImageSet, load_standard, split_defence
 from inflight_edge.calibration.networks import make_network
@@ -103,5 +103,5 @@ def trained(case: Case, *, data: Path, runs: Path | None, progress: bool = True)
     network = make_network("lenet5", (1, 28, 28), 10)
     checkpoint = None if runs is None else runs / f"{case.name}.ckpt"
     train(network, images, labels, preprocess, RECIPE, seed=case.seed, checkpoint=checkpoint, progress=progress)
-    defence, rest = split_defence(held_out.labels, PER_CLASS, case.seed)
+    defence, rest = split_defence(held_out.labels, PAPER[case.dataset].per_class, case.seed)
     return Trained(case, network, preprocess, trigger, held_out.subset(defence), held_out.subset(rest))
