@@ -32,6 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         result = json.loads(options.file.read_text(encoding="utf-8"))
         readme = options.readme.read_text(encoding="utf-8")
+        pruning = options.file.with_name("pruning.json")  # of benchmarks.latency.pruning, which needs a data set
+        result["pruning"] = json.loads(pruning.read_text(encoding="utf-8")) if pruning.exists() else []
     except OSError as error:
         print(
             f"benchmarks.latency.tables: error: {error}; run `python -m benchmarks.latency --json FILE`",
@@ -57,7 +59,8 @@ def render(result: dict[str, Any], plots: Sequence[str] = ()) -> str:
     parts = ["**A quick run: these figures mean nothing.**"] if result["quick"] else []
     parts += [_environment(result)]
     parts += [_scorer(records, kind) for kind in ("diagonal", "shared", "full")]
-    parts += [_verdict(records), _bandwidth(records), _compute(records), *_frames(records)]
+    parts += [_verdict(records), _pruning(result.get("pruning", []))]
+    parts += [_bandwidth(records), _compute(records), *_frames(records)]
     parts += [f"![{Path(name).stem.replace('_', ' ')}]({name})" for name in plots]
     if result["notes"]:
         parts.append("\n".join(f"- {note}" for note in result["notes"]))
@@ -126,6 +129,24 @@ def _scorer(records: list[Record], kind: str) -> str:
 def _verdict(records: list[Record]) -> str:
     rows = [(r["kind"], _shape(r), r["backend"], *_durations(r)) for r in _select(records, "verdict")]
     return table(("kind", "guard", "backend", *_HEADER), rows, "Verdict (`ife_judge`), one frame:")
+
+
+def _pruning(records: list[Record]) -> str:
+    rows = [
+        (
+            f"{record['kind']}, C={record['classes']}, K=1, D={record['features']}",
+            f"{record['plain_bytes']:,}",
+            f"{record['verdict_bytes']:,}",
+            f"{record['share']:.1%}",
+            f"{record['rows_in_full']:.1f}",
+        )
+        for record in records
+    ]
+    header = ("guard", "bytes of all log-likelihoods", "bytes of the verdict", "share", "rows read in full")
+    title = (
+        "Bytes that an exact verdict reads of a guard of many classes, mean of 500 test images, on trained features:"
+    )
+    return table(header, rows, title)
 
 
 def _bandwidth(records: list[Record]) -> str:

@@ -148,7 +148,7 @@ class CudaScorer:
         return self._verdicts.host, self._scores.host
 
     def verdict(self, index: int) -> Verdict:
-        """Verdict on frame ``index`` of the batch enqueued or captured last, after results().  Raises ScoreError."""
+        """Verdict on frame ``index`` of the batch enqueued or launched last, after results().  Raises ScoreError."""
         if not 0 <= index < self._n_frames:
             raise ScoreError(f"index: expected 0 to {self._n_frames - 1}, a frame of the last batch, got {index}")
         return as_verdict(self._verdicts.host[index], self._scores.host[index], self.guards)
@@ -158,7 +158,15 @@ class CudaScorer:
 
         Nothing of it runs now; what it uses must have run once before.  Its exception ends the capture and comes out.
         """
-        return capture(self.device, self._binding, enqueue)
+        ran = self._n_frames
+        graph = capture(self.device, self._binding, enqueue)
+        recorded, self._n_frames = self._n_frames, ran
+
+        def note() -> None:
+            self._n_frames = recorded
+
+        graph.before_launch = note
+        return graph
 
     def close(self) -> None:
         """Wait for the stream and free everything, if the device is its own; a second call does nothing."""

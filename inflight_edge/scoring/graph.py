@@ -43,14 +43,20 @@ def capture(device: Device, binding: Any, enqueue: Callable[[], None]) -> CudaGr
     return CudaGraph(device, binding, handle)
 
 
+def _nothing() -> None:
+    pass
+
+
 class CudaGraph:
     """Recorded work: addresses and shapes are fixed.  Close it before the device."""
 
     def __init__(self, device: Device, binding: Any, handle: int) -> None:
         self._device, self._binding, self._handle = device, binding, handle
+        self.before_launch: Callable[[], None] = _nothing
 
     def launch(self) -> None:
         """Enqueue all of it on the device's stream.  Raises ScoreError."""
+        self.before_launch()
         with self._device.current():
             status = self._binding.graph_launch(self._handle, self._device.stream)
         check_status(self._binding, status, "graph")

@@ -121,6 +121,29 @@ def test_memory_follows_the_device(
         assert scorer.device.memory == ("mapped" if integrated else "copied")
 
 
+def test_graphs_of_different_sizes_give_verdicts_on_their_own_frames_alone(
+    rng: np.random.Generator, install: Callable[[Driver], Binding]
+) -> None:
+    install(Driver())
+    guards = two_guards(rng)
+    with CudaScorer(guards, 50, max_frames=4) as scorer:
+        features, logits = scorer.device.buffer((4, 12), np.float32), scorer.device.buffer((4, 50), np.float32)
+        scorer.enqueue(features.address, logits.address, 1)
+        large, small = (
+            scorer.capture(lambda n=n: scorer.enqueue(features.address, logits.address, n))  # type: ignore[misc]
+            for n in (4, 2)
+        )
+        for graph, n_frames in ((None, 1), (large, 4), (small, 2), (large, 4)):
+            if graph is not None:
+                graph.launch()
+            scorer.results()
+            scorer.verdict(n_frames - 1)
+            with pytest.raises(ScoreError, match=f"expected 0 to {n_frames - 1}"):
+                scorer.verdict(n_frames)
+        large.close()
+        small.close()
+
+
 @pytest.mark.parametrize("memory", ["mapped", "copied"])
 def test_verdicts_of_two_guards_and_their_graph(
     rng: np.random.Generator, install: Callable[[Driver], Binding], memory: Memory
