@@ -30,15 +30,6 @@ def test_a_verdict_on_many_classes_reads_less_and_is_the_same(tmp_path: Path, rn
     row = {"kind": "diagonal", "classes": 300, "features": 256, **record}
     result = {"records": [], "quick": False, "notes": [], "skipped": [], "pruning": [row]}
     text = render(result | {"environment": describe_environment() | {"commit": ""}})
-        {
-            "records": [],
-            "quick": False,
-            "notes": [],
-            "skipped": [],
-            "environment": describe_environment() | {"commit": ""},
-            "pruning": [row],
-        }
-    )
     assert f"| {record['share']:.1%} |" in text
 
     class Wrong:
