@@ -26,6 +26,7 @@ class Recipe:
     epochs           passes over the training set, the low-resolution ones included.
     low_epochs       how many of them, first, at half the image size.
     max_rate         peak learning rate of the one-cycle schedule (SGD, Nesterov momentum .9).
+    halve_every      instead of the one-cycle schedule: start at max_rate and halve it after so many epochs (0: one cycle).
     weight_decay     L2 penalty on all weights.
     batch            images a step.
     crop             random shift in pixels, zero padded (0: none).
@@ -37,6 +38,7 @@ class Recipe:
     epochs: int
     low_epochs: int = 0
     max_rate: float = 0.1
+    halve_every: int = 0
     weight_decay: float = 5e-4
     batch: int = 128
     crop: int = 0
@@ -70,9 +72,7 @@ def train(
         network.parameters(), lr=recipe.max_rate, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
     )
     steps_per_epoch = -(-len(data) // recipe.batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, recipe.max_rate, epochs=recipe.epochs, steps_per_epoch=steps_per_epoch, pct_start=0.25
-    )
+    schedule = _schedule(optimiser, recipe, steps_per_epoch)
     identity = {"recipe": asdict(recipe), "seed": seed, "n_images": len(data)}
     first = _resume(checkpoint, identity, network, optimiser, schedule)
     network.train()
@@ -114,6 +114,17 @@ def predict(
             pixels = np.ascontiguousarray(images[start : start + batch].transpose(0, 3, 1, 2), dtype=np.float32)
             predictions.append(network(torch.from_numpy(preprocess.normalise(pixels))).argmax(1).numpy())
     return np.concatenate(predictions)
+
+
+def _schedule(
+    optimiser: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Learning rate by step."""
+    if recipe.halve_every:
+        return torch.optim.lr_scheduler.StepLR(optimiser, recipe.halve_every * steps_per_epoch, gamma=0.5)
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, recipe.max_rate, epochs=recipe.epochs, steps_per_epoch=steps_per_epoch, pct_start=0.25
+    )
 
 
 def _augment(batch: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
@@ -164,7 +175,8 @@ def _resume(
     if path is None or not path.exists():
         return 0
     state = torch.load(path, weights_only=True)
-    if state["identity"] != identity:
+    # A recipe of before an option existed has its default.
+    if {**state["identity"], "recipe": asdict(Recipe(**state["identity"]["recipe"]))} != identity:
         raise DataError(f"{path}: checkpoint of another run ({state['identity']}), wanted {identity}; move it away")
     network.load_state_dict(state["network"])
     optimiser.load_state_dict(state["optimiser"])

@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from joblib import Parallel, delayed
 
-from benchmarks.paper.classifiers import DATASETS, SETTINGS
+from benchmarks.paper.classifiers import DATASETS, RECIPES, SETTINGS
 from benchmarks.paper.measure import TABLES, Setting, measure_setting
 from benchmarks.paper.tables import RESULTS
 from inflight_edge.calibration.attacks import ATTACKS
@@ -34,6 +35,7 @@ def main() -> int:
     parser.add_argument("--attack", choices=(*ATTACKS, "none"), default="WB")
     parser.add_argument("--setting", choices=SETTINGS, default="multi")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--recipe", choices=RECIPES, default="fast", help="of training: paper takes 150 epochs")
     parser.add_argument("--data", type=Path, required=True, help="folder with the data sets in their standard layouts")
     parser.add_argument("--runs", type=Path, help="folder that keeps trained classifiers and resumes their training")
     parser.add_argument("--resume", action="store_true", help="with --table: leave out what has results already")
@@ -58,7 +60,11 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     """The records of the one setting that the options name."""
     none = "none" in (options.attack, options.setting)
     setting = Setting(
-        options.dataset, "none" if none else options.attack, "none" if none else options.setting, options.seed
+        options.dataset,
+        "none" if none else options.attack,
+        "none" if none else options.setting,
+        options.seed,
+        options.recipe,
     )
     return measure_setting(setting, options.data, options.runs, progress=not options.quiet)
 
@@ -67,7 +73,7 @@ def run_table(options: argparse.Namespace) -> int:
     """Run what is missing of a table; the first failure ends it, what was finished stays."""
     wanted = [
         setting
-        for setting in TABLES[options.table]
+        for setting in (replace(setting, recipe=options.recipe) for setting in TABLES[options.table])
         if not (options.resume and (options.results / setting.file).exists())
     ]
     print(f"table {options.table}: {len(wanted)} of {len(TABLES[options.table])} settings to run", file=sys.stderr)

@@ -33,17 +33,19 @@ KEYS = (
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One classifier of the paper; attack is "none" where nothing was poisoned."""
+    """One classifier of the paper; attack is "none" where nothing was poisoned, recipe one of classifiers.RECIPES."""
 
     dataset: str
     attack: str
     setting: str
     seed: int = 0
+    recipe: str = "fast"
 
     @property
     def file(self) -> str:
         """Name of its results."""
-        return f"paper-{self.dataset}-{self.attack}-{self.setting}-{self.seed}.json"
+        recipe = "" if self.recipe == "fast" else f"-{self.recipe}"
+        return f"paper-{self.dataset}-{self.attack}-{self.setting}-{self.seed}{recipe}.json"
 
 
 _CIFAR = [Setting("cifar10", attack, setting) for attack in ("CB", "SP", "WB") for setting in ("single", "multi")]
@@ -72,7 +74,10 @@ def measure_setting(setting: Setting, data: Path, runs: Path | None, *, progress
 def _measure(setting: Setting, data: Path, runs: Path | None, progress: bool) -> list[dict[str, Any]]:
     started = time.perf_counter()
     attack = "WB" if setting.attack == "none" else setting.attack  # shown to a clean classifier, it does nothing
-    case = experiment(setting.dataset, attack, setting.setting, setting.seed, data=data, runs=runs, progress=progress)
+    case = experiment(
+        setting.dataset, attack, setting.setting, setting.seed,
+        data=data, runs=runs, recipe=setting.recipe, progress=progress,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         program = export_program(case.network, case.preprocess.input_shape, folder / "classifier.pt2")

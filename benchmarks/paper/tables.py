@@ -53,13 +53,14 @@ def table(records: list[dict[str, Any]]) -> str:
     for record in records:
         if record["detector"] != "guard":
             continue
-        groups[tuple(record[key] for key in ("dataset", "network", "attack", "setting"))].append(record)
+        groups[_identity(record)].append(record)
     rows = [HEADER, ("---",) * len(HEADER)]
-    for (dataset, network, attack, setting), group in sorted(groups.items()):
+    for case, group in sorted(groups.items()):
+        dataset, _, _, attack, setting = case
         paper = PAPER.get((dataset, attack, setting))
         rows.append(
             (
-                _case(dataset, network, attack, setting),
+                _case(*case),
                 ", ".join(str(record["seed"]) for record in sorted(group, key=lambda r: r["seed"])),
                 *(_spread([record[key] for record in group]) for key in ("acc", "asr")),
                 _rate(group, "tpr", "n_triggered"),
@@ -90,16 +91,15 @@ def others(records: list[dict[str, Any]]) -> str:
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
     for record in records:
         if record.get("learning_rate") is None:
-            groups[tuple(record[key] for key in ("dataset", "network", "attack", "setting", "detector"))].append(record)
+            groups[(*_identity(record), record["detector"])].append(record)
     rows = [OTHERS_HEADER, ("---",) * len(OTHERS_HEADER)]
     for (*case, detector), group in sorted(groups.items()):
         if detector == "guard":
             continue
-        dataset, network, attack, setting = case
         guard = groups[(*case, "guard")]
         rows.append(
             (
-                _case(dataset, network, attack, setting),
+                _case(*case),
                 OTHERS[detector],
                 ", ".join(str(record["seed"]) for record in sorted(group, key=lambda r: r["seed"])),
                 *(_mean(group, key) for key in ("tpr", "fpr", "tpr_at_fpr05", "auroc")),
@@ -117,8 +117,7 @@ def patching(records: list[dict[str, Any]]) -> str:
     groups: dict[tuple[str, ...], dict[float, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         if record.get("learning_rate") is not None:
-            case = tuple(record[key] for key in ("dataset", "network", "attack", "setting"))
-            groups[case][record["learning_rate"]].append(record)
+            groups[_identity(record)][record["learning_rate"]].append(record)
     if not groups:
         return ""
     rates = sorted(PAPER_PATCHING, reverse=True)
@@ -129,9 +128,15 @@ def patching(records: list[dict[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _case(dataset: str, network: str, attack: str, setting: str) -> str:
+def _identity(record: dict[str, Any]) -> tuple[str, ...]:
+    """What the seeds of a row share."""
+    epochs = f"{record['recipe']['epochs']} epochs" if record.get("recipe") else ""
+    return record["dataset"], record["network"], epochs, record["attack"], record["setting"]
+
+
+def _case(dataset: str, network: str, epochs: str, attack: str, setting: str) -> str:
     what = {"none": "no attack", "all": f"{attack} all to all"}.get(setting, f"{attack} {setting}-class")
-    return f"{NAMES[dataset]}, {network}, {what}"
+    return ", ".join(part for part in (NAMES[dataset], network, epochs, what) if part)
 
 
 def _ratio(one: float | None, other: float | None) -> float | None:

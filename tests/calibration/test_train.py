@@ -160,3 +160,26 @@ def test_progress_is_told_on_standard_error_alone(capsys: pytest.CaptureFixture[
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "8/8" in captured.err
+
+
+def test_rate_is_halved_instead_of_the_one_cycle_schedule() -> None:
+    recipe = Recipe(epochs=5, max_rate=0.1, batch=16, halve_every=2)
+    weight = nn.Parameter(torch.zeros(1))
+    optimiser = torch.optim.SGD([weight], lr=recipe.max_rate)
+    schedule = module._schedule(optimiser, recipe, steps_per_epoch=3)
+    rates = []
+    for _ in range(15):
+        rates.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        schedule.step()
+    assert rates == pytest.approx([0.1] * 6 + [0.05] * 6 + [0.025] * 3)
+    assert_same_weights(run(recipe), run(recipe))
+
+
+def test_a_checkpoint_of_before_an_option_existed_is_resumed(tmp_path: Path) -> None:
+    path = tmp_path / "network.ckpt"
+    done = run(checkpoint=path)
+    state = torch.load(path, weights_only=True)
+    del state["identity"]["recipe"]["halve_every"]
+    torch.save(state, path)
+    assert_same_weights(done, run(checkpoint=path))
