@@ -1,4 +1,4 @@
-"""README's result table from benchmarks/results/paper-*.json: ``python -m benchmarks.paper.tables``."""
+"""README's tables from benchmarks/results: ``python -m benchmarks.paper.tables``."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 
 from scipy.stats import binomtest
 
+from benchmarks.paper.further_tables import ablation, inspections, robustness
+
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 NAMES = {
     "mnist": "MNIST",
     "fashion_mnist": "Fashion-MNIST",
@@ -169,16 +170,29 @@ def _rate(group: list[dict[str, Any]], key: str, count: str) -> str:
 
 
 def main() -> int:
-    """Rewrite the part of README between the markers."""
-    records = [record for path in sorted(RESULTS.glob("paper-*.json")) for record in json.loads(path.read_text())]
+    """Rewrite the parts of README between the markers."""
     readme = ROOT / "README.md"
     text = readme.read_text()
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    tables = "\n\n".join(text for text in (table(records), others(records), patching(records)) if text)
-    readme.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}")
+    records = _read("paper-*.json")
+    parts = {
+        "results": (table(records), others(records), patching(records)),
+        "inspections": (inspections(_read("inspection-*.json")),),
+        "ablation": (ablation(_read("ablation-*.json")),),
+        "robustness": (robustness(_read("robustness-*.json")),),
+    }
+    for name, tables in parts.items():
+        begin, end = (f"<!-- {name}:{edge} -->" for edge in ("begin", "end"))
+        before, rest = text.split(begin)
+        _, after = rest.split(end)
+        joined = "\n\n".join(part for part in tables if part)
+        text = f"{before}{begin}\n{joined}\n{end}{after}"
+    readme.write_text(text)
     print(f"{len(records)} records")
     return 0
+
+
+def _read(pattern: str) -> list[dict[str, Any]]:
+    return [record for path in sorted(RESULTS.glob(pattern)) for record in json.loads(path.read_text())]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,108 @@
+"""Markdown of what stands behind the results: inspections, the ablation, robustness."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from scipy.stats import binomtest
+
+__all__ = ["ablation", "inspections", "robustness"]
+
+Record = dict[str, Any]
+NAMES = {
+    "mnist": "MNIST",
+    "fashion_mnist": "Fashion-MNIST",
+    "cifar10": "CIFAR-10",
+    "faces_standin": "stand-in for PubFig",
+}
+N_CLASSES = 10
+
+
+def inspections(records: list[Record]) -> str:
+    """Per kind of attack: how often the target is named, and other classes; 95 % intervals (Clopper and Pearson)."""
+    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in records:
+        dataset, _, attack, setting, *_ = record["case"].split("-")
+        groups[dataset, "no attack" if attack == "none" else f"{attack} {setting}-class"].append(record)
+    clean = [record for record in records if record["target"] is None]
+    if clean:
+        groups["", "no attack, all"] = clean
+    rows = []
+    for (dataset, what), group in sorted(groups.items()):
+        attacked = group[0]["target"] is not None
+        right = sum(record["target"] in record["suspects"] for record in group) if attacked else 0
+        wrong = [len([c for c in record["suspects"] if c != record["target"]]) for record in group]
+        others = len(group) * (N_CLASSES - attacked)
+        cells = (
+            ", ".join(part for part in (NAMES.get(dataset, ""), what) if part),
+            str(len(group)),
+            _share(right, len(group)) if attacked else "-",
+            _share(sum(count > 0 for count in wrong), len(group)),
+            _share(sum(wrong), others),
+        )
+        rows.append(cells)
+    header = ("LeNet-5 on", "models", "target named", "models with a class named wrongly", "classes named wrongly")
+    return _table(header, rows)
+
+
+def ablation(records: list[Record]) -> str:
+    """Each idea alone, the winner and the plain mixture: the errors that choose, and the figures that no choice sees."""
+    groups: dict[str, dict[tuple[str, ...], Record]] = defaultdict(dict)
+    cases = sorted({(r["dataset"], r["attack"], r["setting"]) for r in records})
+    for record in records:
+        groups[record["idea"]][record["dataset"], record["attack"], record["setting"]] = record
+    header = ["idea"]
+    for dataset, attack, setting in cases:
+        where = f"{NAMES[dataset]}, {attack} {setting}-class"
+        header += [f"{where}: held-out error of the verdict / of the source", "TPR / FPR / SIA"]
+    rows = []
+    for idea, by_case in groups.items():
+        row = [idea]
+        for case in cases:
+            found = by_case.get(case)
+            row += (
+                ["-", "-"]
+                if found is None
+                else [
+                    f"{found['held_out_error']:.4f} / {found['held_out_source_error']:.4f}",
+                    " / ".join(f"{found[key]:.4f}" for key in ("tpr", "fpr", "sia")),
+                ]
+            )
+        rows.append(row)
+    return _table(header, rows)
+
+
+def robustness(records: list[Record]) -> str:
+    """Without a change, at its strongest, with few clean images, and with a wrong target."""
+    rows = []
+    for dataset in sorted({record["dataset"] for record in records}):
+        own = [record for record in records if record["dataset"] == dataset]
+        for change in dict.fromkeys(record["change"] for record in own):
+            group = [record for record in own if record["change"] == change]
+            few = change == "clean images a class"
+            shown = group if few else [max(group, key=lambda record: abs(record["amount"]))]
+            for record in shown:
+                rows.append(
+                    (
+                        NAMES[dataset],
+                        change,
+                        f"{record['amount']:g}",
+                        *(
+                            "-" if record[key] is None else f"{record[key]:.4f}"
+                            for key in ("acc", "asr", "tpr", "fpr", "sia")
+                        ),
+                    )
+                )
+    return _table(("data", "change", "amount", "ACC", "ASR", "TPR", "FPR", "SIA"), rows)
+
+
+def _share(hits: int, total: int) -> str:
+    low, high = binomtest(hits, total).proportion_ci(0.95)
+    return f"{hits} of {total} [{low:.3f}, {high:.3f}]"
+
+
+def _table(header: Any, rows: list[Any]) -> str:
+    if not rows:
+        return ""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ("---",) * len(header), *rows))
