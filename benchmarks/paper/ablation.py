@@ -22,6 +22,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from benchmarks.paper.classifiers import DATASETS, Experiment, experiment
 from inflight_edge import InflightError
+from inflight_edge._text import table
 from inflight_edge.calibration.calibrate import _judged
 from inflight_edge.calibration.demo import export_program
 from inflight_edge.calibration.density import GuardEstimator, best_other, margins
@@ -30,7 +31,6 @@ from inflight_edge.calibration.inspection import inspect
 from inflight_edge.calibration.model import Classifier, load_classifier
 from inflight_edge.calibration.selection import Candidate, select
 from inflight_edge.calibration.threads import torch_threads
-from inflight_edge.cli import table
 from inflight_edge.scoring.reference import log_likelihoods
 
 Pixels = NDArray[np.float32]

@@ -20,6 +20,7 @@ from PIL import Image, ImageFilter
 
 from benchmarks.paper.classifiers import DATASETS, Experiment, experiment
 from inflight_edge import Detector, InflightError
+from inflight_edge._text import table
 from inflight_edge.calibration.calibrate import calibrate
 from inflight_edge.calibration.datasets import ImageSet, split_defence
 from inflight_edge.calibration.demo import export_program
@@ -27,7 +28,6 @@ from inflight_edge.calibration.evaluate import evaluate
 from inflight_edge.calibration.inspection import Inspection, inspect
 from inflight_edge.calibration.model import Classifier, load_classifier
 from inflight_edge.calibration.threads import torch_threads
-from inflight_edge.cli import table
 
 Images = NDArray[np.uint8]
 # Seeded subsets: enough for a curve.
