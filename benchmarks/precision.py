@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.paper.classifiers import DATASETS, experiment
+from inflight_edge._text import table
 from inflight_edge.bundle import Bundle
 from inflight_edge.calibration.calibrate import calibrate
 from inflight_edge.calibration.datasets import ImageSet
@@ -24,7 +25,6 @@ from inflight_edge.calibration.demo import export_program
 from inflight_edge.calibration.inspection import Inspection, inspect
 from inflight_edge.calibration.model import load_classifier
 from inflight_edge.calibration.threads import torch_threads
-from inflight_edge.cli import table
 from inflight_edge.detector import Detector
 from inflight_edge.environment import describe_environment
 from inflight_edge.errors import InflightError

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from inflight_edge import Detector, InflightError, Verdict
-from inflight_edge.cli import table
+from inflight_edge._text import table
 from inflight_edge.environment import describe_environment
 from inflight_edge.latency import Histogram
 from inflight_edge.serving import RemoteDetector

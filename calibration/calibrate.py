@@ -27,7 +27,7 @@ from inflight_edge.preprocess import Preprocess
 from inflight_edge.scoring.reference import log_likelihoods
 from inflight_edge.verdict import Decision, Verdict, decide
 
-__all__ = ["calibrate"]
+__all__ = ["calibrate", "judged"]
 
 _CONVERT = {"fp16": to_fp16, "int8": to_int8}
 # A self-test's frames have a larger margin (nats) and gap between the two largest logits than what the engines of a
@@ -135,7 +135,7 @@ def _fit(case: _Case, network: Classifier | OnnxRuntimeEngine, precision: str) -
         if not np.isfinite(features).all():
             raise DataError(f"{data.origin}: the model's features are not finite; check --scale, --mean and --std")
         predicted = logits.argmax(1)
-        used = _judged(predicted, data.labels, target)
+        used = judged(predicted, data.labels, target)
         choice = select(features[used], data.labels[used], target, seed=case.seed, progress=case.progress)
         guards.append(fit(features[used], data.labels[used], target, choice))
         # Densities are of all other classes, as published: a single-class trigger spills over to some of them.
@@ -190,7 +190,7 @@ def _check_targets(targets: tuple[int, ...], n_classes: int, first: int) -> None
             raise OptionError(f"target: expected a class from 0 to {n_classes - 1}, got {target}")
 
 
-def _judged(predicted: NDArray[np.int64], labels: NDArray[np.int64], target: int) -> NDArray[np.bool_]:
+def judged(predicted: NDArray[np.int64], labels: NDArray[np.int64], target: int) -> NDArray[np.bool_]:
     """Which samples to fit: those predicted as the target, the only ones a guard ever sees.
 
     A class of which fewer than half get there keeps all its samples.

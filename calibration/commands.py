@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from inflight_edge._arguments import class_index
+from inflight_edge._text import table
 from inflight_edge.bundle import read_bundle, write_bundle
 from inflight_edge.calibration.calibrate import calibrate as make_bundle
 from inflight_edge.calibration.datasets import ImageSet, load_images
@@ -22,7 +24,6 @@ from inflight_edge.calibration.inspection import inspect as run_inspection
 from inflight_edge.calibration.model import Classifier, classifier_from_program, input_channels, load_program
 from inflight_edge.calibration.report import render
 from inflight_edge.calibration.reversal.neural_cleanse import Settings
-from inflight_edge.cli import class_index, table
 from inflight_edge.commands import load_detector
 from inflight_edge.errors import BundleError, OptionError
 from inflight_edge.preprocess import Preprocess

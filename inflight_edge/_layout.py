@@ -1,10 +1,30 @@
-"""Names of a bundle's files."""
+"""What a bundle's files are called and hold, and how large they may be."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["MANIFEST", "OPTIONAL", "PRECISIONS", "REQUIRED", "SIGNATURE", "names_of", "payload"]
+import numpy as np
+
+__all__ = [
+    "FORMAT",
+    "FORMAT_VERSION",
+    "GUARD_TENSORS",
+    "MANIFEST",
+    "MAX_FILE_BYTES",
+    "MAX_MANIFEST_BYTES",
+    "OPTIONAL",
+    "PRECISIONS",
+    "REQUIRED",
+    "SIGNATURE",
+    "names_of",
+    "payload",
+]
+
+FORMAT = "inflight-edge-bundle"
+FORMAT_VERSION = 2  # with more than one precision; else 1 is written, which older readers know
+MAX_MANIFEST_BYTES = 1 << 20
+MAX_FILE_BYTES = (1 << 31) - 1  # protocol buffers, hence ONNX, end there
 
 # Of the classifier's arithmetic; the first one is in every bundle.
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -25,3 +45,15 @@ def payload(precisions: Iterable[str]) -> tuple[str, ...]:
 REQUIRED = frozenset((MANIFEST, *names_of(PRECISIONS[0])))
 SIGNATURE = "bundle.sig"
 OPTIONAL = frozenset((*payload(PRECISIONS[1:]), SIGNATURE))
+
+# Of each guard, by the names of its attributes.
+GUARD_TENSORS: dict[str, type[np.generic]] = {
+    "classes": np.int32,
+    "offsets": np.int32,
+    "mean": np.float32,
+    "scale": np.float32,
+    "means": np.float32,
+    "log_weights": np.float32,
+    "whitener": np.float32,
+    "clean_margins": np.float32,
+}

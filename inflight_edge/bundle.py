@@ -9,32 +9,33 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inflight_edge._contents import DECISIONS, Bundle, SelfTest, Variant, dump_json
+from inflight_edge._decode import decode
 from inflight_edge._files import open_folder, read_regular, replace_file, write_folder
-from inflight_edge._layout import MANIFEST, OPTIONAL, PRECISIONS, REQUIRED, SIGNATURE, names_of, payload
-from inflight_edge._strict import (
-    REMEDY,
-    brief,
-    dump_tensors,
-    expect_integer,
-    expect_list,
-    expect_number,
-    expect_object,
-    expect_text,
-    parse_json,
-    parse_tensors,
+from inflight_edge._layout import (
+    FORMAT,
+    FORMAT_VERSION,
+    GUARD_TENSORS,
+    MANIFEST,
+    MAX_FILE_BYTES,
+    MAX_MANIFEST_BYTES,
+    OPTIONAL,
+    PRECISIONS,
+    REQUIRED,
+    SIGNATURE,
+    names_of,
+    payload,
 )
-from inflight_edge.errors import BundleError, GuardError, OptionError
-from inflight_edge.guard import Guard, Kind
-from inflight_edge.preprocess import Preprocess
+from inflight_edge._strict import dump_tensors
+from inflight_edge.errors import BundleError
+from inflight_edge.guard import Guard
 from inflight_edge.signing import SIGNATURE_BYTES, check_signature, read_public_key, sign_manifest
 from inflight_edge.verdict import Decision
 
@@ -49,33 +50,6 @@ __all__ = [
     "sign_bundle",
     "write_bundle",
 ]
-
-FORMAT = "inflight-edge-bundle"
-FORMAT_VERSION = 2  # with more than one precision; else 1 is written, which older readers know
-MAX_MANIFEST_BYTES = 1 << 20
-MAX_FILE_BYTES = (1 << 31) - 1  # protocol buffers, hence ONNX, end there
-
-_KEYS = (
-    "format",
-    "format_version",
-    "class_names",
-    "preprocess",
-    "feature_layer",
-    "guards",
-    "files",
-    "metrics",
-    "versions",
-)
-_GUARD_TENSORS: dict[str, type[np.generic]] = {
-    "classes": np.int32,
-    "offsets": np.int32,
-    "mean": np.float32,
-    "scale": np.float32,
-    "means": np.float32,
-    "log_weights": np.float32,
-    "whitener": np.float32,
-    "clean_margins": np.float32,
-}
 
 
 def write_bundle(bundle: Bundle, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -120,7 +94,7 @@ def write_bundle(bundle: Bundle, path: str | os.PathLike[str], *, overwrite: boo
         raise BundleError(
             f"{path}: expected at most {limits}, got {size}, {len(text)}; use a smaller density or report"
         )
-    _decode(lambda name, _: files[name], Path(path))
+    decode(lambda name, _: files[name], Path(path))
     write_folder(Path(path), files, overwrite=overwrite, optional=OPTIONAL)
 
 
@@ -128,7 +102,7 @@ def _encode(bundle: Bundle) -> dict[str, bytes]:
     """The three files of a bundle's own precision."""
     detector: dict[str, NDArray[Any]] = {}
     for i, guard in enumerate(bundle.guards):
-        detector |= {f"guards.{i}.{name}": getattr(guard, name) for name in _GUARD_TENSORS}
+        detector |= {f"guards.{i}.{name}": getattr(guard, name) for name in GUARD_TENSORS}
     test = bundle.self_test
     codes = np.array([DECISIONS.index(Decision(decision)) for decision in test.decisions], np.uint8)
     self_test: dict[str, NDArray[Any]] = {"frames": test.frames, "logits": test.logits, "features": test.features}
@@ -161,7 +135,7 @@ def read_bundle(path: str | os.PathLike[str], *, key: str | os.PathLike[str] | N
                 check_signature(data, signature, public, folder_path)
             return data
 
-        bundle = _decode(read, folder_path)
+        bundle = decode(read, folder_path)
         _check_found(found, bundle, folder_path)
         return bundle
 
@@ -182,7 +156,7 @@ def sign_bundle(
             read[name] = read_regular(folder, folder_path / name, limit)
             return read[name]
 
-        _check_found(found, _decode(keep, folder_path), folder_path)
+        _check_found(found, decode(keep, folder_path), folder_path)
         signature = sign_manifest(read[MANIFEST], key, passphrase)
         replace_file(folder, folder_path / SIGNATURE, signature)
 
@@ -201,134 +175,3 @@ def _read_signature(folder: int, path: Path) -> bytes:
         got = len(signature)
         raise BundleError(f"{path / SIGNATURE}: expected {SIGNATURE_BYTES} bytes, got {got}; sign the bundle again")
     return signature
-
-
-def _decode(read: Callable[[str, int], bytes], path: Path) -> Bundle:
-    """Bundle from ``read(name, limit)``, which gives the bytes of a file."""
-    where = str(path / MANIFEST)
-    manifest = expect_object(parse_json(read(MANIFEST, MAX_MANIFEST_BYTES), where), None, where)
-    if manifest.get("format") != FORMAT:
-        raise BundleError(
-            f"{where}: expected format {FORMAT!r}, got {brief(manifest.get('format'))}; is this a bundle?"
-        )
-    version = expect_integer(manifest.get("format_version"), f"{where}: format_version")
-    if version not in (1, FORMAT_VERSION):
-        raise BundleError(
-            f"{where}: expected format_version 1 or {FORMAT_VERSION}, got {str(version)[:20]}; "
-            "update inflight-edge or calibrate again"
-        )
-    expect_object(manifest, _KEYS if version == 1 else (*_KEYS, "precisions"), where)
-    guards = {PRECISIONS[0]: manifest["guards"]} | _further_guards(manifest.get("precisions"), where)
-    names = payload(guards)
-    entries = expect_object(manifest["files"], names, f"{where}: files")
-    files = {name: _read_payload(read, path / name, entries[name], where) for name in names}
-    try:
-        variants = {precision: _decode_variant(files, precision, guards[precision], path) for precision in guards}
-        first = variants.pop(PRECISIONS[0])
-        return Bundle(
-            class_names=_texts(manifest["class_names"], f"{where}: class_names"),
-            preprocess=_decode_preprocess(manifest["preprocess"], f"{where}: preprocess"),
-            feature_layer=expect_text(manifest["feature_layer"], f"{where}: feature_layer"),
-            guards=first.guards,
-            model=first.model,
-            self_test=first.self_test,
-            metrics=expect_object(manifest["metrics"], None, f"{where}: metrics"),
-            versions=expect_object(manifest["versions"], None, f"{where}: versions"),
-            variants=variants,
-        )
-    except BundleError as error:
-        if str(error).startswith(str(path)):
-            raise
-        raise BundleError(f"{path}: {error}") from error  # the parts do not know the folder they came from
-    except OptionError as error:
-        raise BundleError(f"{where}: preprocess: {error}") from error
-
-
-def _further_guards(value: Any, where: str) -> dict[str, Any]:
-    """Descriptions of the guards of each further precision; none in format 1."""
-    if value is None:
-        return {}
-    where = f"{where}: precisions"
-    entries = expect_object(value, None, where)
-    if not entries or (unknown := sorted(set(entries) - set(PRECISIONS[1:]))):
-        got = unknown[0] if entries else "none"
-        raise BundleError(f"{where}: expected any of {', '.join(PRECISIONS[1:])}, got {brief(got)}; {REMEDY}")
-    return {
-        name: expect_object(entries[name], ("guards",), f"{where}: {name}")["guards"]
-        for name in PRECISIONS
-        if name in entries
-    }
-
-
-def _decode_variant(files: dict[str, bytes], precision: str, entries: Any, path: Path) -> Variant:
-    """Model, guards and self-test of one precision."""
-    detector, model, self_test = names_of(precision)
-    guards = _decode_guards(files[detector], entries, path / detector, path / MANIFEST)
-    test = _decode_self_test(files[self_test], len(guards), str(path / self_test))
-    return Variant(files[model], guards, test)
-
-
-def _read_payload(read: Callable[[str, int], bytes], path: Path, entry: Any, where: str) -> bytes:
-    """Bytes of one file, of the size and hash that its manifest entry promises."""
-    entry = expect_object(entry, ("bytes", "sha256"), f"{where}: files: {path.name}")
-    size = expect_integer(entry["bytes"], f"{where}: files: {path.name}: bytes")
-    expected = expect_text(entry["sha256"], f"{where}: files: {path.name}: sha256")
-    if not 0 <= size <= MAX_FILE_BYTES:
-        raise BundleError(f"{where}: files: {path.name}: expected 0 to {MAX_FILE_BYTES} bytes, got {size}; {REMEDY}")
-    if not re.fullmatch("[0-9a-f]{64}", expected):
-        raise BundleError(
-            f"{where}: files: {path.name}: expected 64 lower-case hex digits, got {brief(expected)}; {REMEDY}"
-        )
-    data = read(path.name, size)
-    if len(data) != size:
-        raise BundleError(f"{path}: expected {size} bytes, got {len(data)}: it is cut short; {REMEDY}")
-    if (got := hashlib.sha256(data).hexdigest()) != expected:
-        raise BundleError(f"{path}: expected SHA-256 {expected}, got {got}; {REMEDY}")
-    return data
-
-
-def _decode_guards(data: bytes, entries: Any, path: Path, manifest: Path) -> tuple[Guard, ...]:
-    where = f"{manifest}: guards"
-    described = [expect_object(entry, ("target", "kind"), where) for entry in expect_list(entries, where)]
-    names = {f"guards.{i}.{name}": dtype for i in range(len(described)) for name, dtype in _GUARD_TENSORS.items()}
-    tensors = parse_tensors(data, names, str(path))
-    guards = []
-    for i, entry in enumerate(described):
-        target = expect_integer(entry["target"], f"{where}: target")
-        kind = cast(Kind, expect_text(entry["kind"], f"{where}: kind"))  # Guard refuses other kinds
-        try:
-            guards.append(Guard(target, kind, **{name: tensors[f"guards.{i}.{name}"] for name in _GUARD_TENSORS}))
-        except GuardError as error:
-            raise BundleError(f"{path}: guard {i}: {error}; {REMEDY}") from error
-    return tuple(guards)
-
-
-def _decode_self_test(data: bytes, n_guards: int, where: str) -> SelfTest:
-    rows = [f"log_likelihoods.{i}" for i in range(n_guards)]
-    names: dict[str, type[np.generic]] = {"frames": np.uint8, "logits": np.float32, "features": np.float32}
-    names |= dict.fromkeys(rows, np.float32) | {"decisions": np.uint8, "sources": np.int32}
-    tensors = parse_tensors(data, names, where)
-    codes = tensors["decisions"]
-    if codes.ndim != 1 or (codes >= len(DECISIONS)).any():
-        raise BundleError(f"{where}: decisions: expected codes below {len(DECISIONS)} along one axis; {REMEDY}")
-    decisions = tuple(DECISIONS[code].value for code in codes)
-    log_likelihoods = tuple(tensors[name] for name in rows)
-    try:
-        return SelfTest(
-            tensors["frames"], tensors["logits"], tensors["features"], log_likelihoods, decisions, tensors["sources"]
-        )
-    except BundleError as error:
-        raise BundleError(f"{where}: {error}") from error
-
-
-def _decode_preprocess(value: Any, where: str) -> Preprocess:
-    entry = expect_object(value, ("input_shape", "scale", "mean", "std"), where)
-    sizes = [expect_integer(size, f"{where}: input_shape") for size in expect_list(entry["input_shape"], where)]
-    if len(sizes) != 3:
-        raise BundleError(f"{where}: input_shape: expected channels, height, width, got {sizes}; {REMEDY}")
-    mean, std = (tuple(expect_number(v, where) for v in expect_list(entry[name], where)) for name in ("mean", "std"))
-    return Preprocess((sizes[0], sizes[1], sizes[2]), expect_number(entry["scale"], f"{where}: scale"), mean, std)
-
-
-def _texts(value: Any, where: str) -> tuple[str, ...]:
-    return tuple(expect_text(text, where) for text in expect_list(value, where))

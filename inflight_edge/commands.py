@@ -10,9 +10,9 @@ from dataclasses import asdict, fields
 from getpass import getpass
 from typing import Any
 
+from inflight_edge._text import table
 from inflight_edge.bench import bench as bench_detector
 from inflight_edge.bundle import sign_bundle
-from inflight_edge.cli import table
 from inflight_edge.compile import compile_bundle
 from inflight_edge.detector import Detector
 from inflight_edge.doctor import examine

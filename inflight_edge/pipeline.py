@@ -133,14 +133,13 @@ class Pipeline:
             delivery.begin(context)
         for delivery in self._deliveries:
             delivery.opened.wait()
-        failed = [delivery for delivery in self._deliveries if delivery.error]
-        if failed:
+        errors = [delivery.error for delivery in self._deliveries if delivery.error]
+        if errors:
             for delivery in self._deliveries:
                 delivery.finish()
             for delivery in self._deliveries:
                 delivery.join(self._stop_seconds)
-            assert failed[0].error is not None
-            raise failed[0].error
+            raise errors[0]
         self._inference.start()
         for capture in self._captures:
             capture.start()
@@ -240,7 +239,8 @@ class Pipeline:
         return all(delivery.has_room() for delivery in self._deliveries)
 
     def _failed(self, camera: str, error: Exception, for_all: bool) -> None:
-        log.error("%s: %s", camera, describe(error), extra={"camera": camera}, exc_info=_unexpected(error))
+        trace = None if isinstance(error, InflightError) else error  # this package's own errors say all in a line
+        log.error("%s: %s", camera, describe(error), extra={"camera": camera}, exc_info=trace)
         self.errors.append((camera, error))
         if for_all:
             self._stopping.set()
@@ -294,8 +294,3 @@ def _unique(names: Sequence[str]) -> list[str]:
             unique = f"{name}-{number}"
         found.append(unique)
     return found
-
-
-def _unexpected(error: Exception) -> Exception | None:
-    """The error when its traceback is of interest: it is none of this package's."""
-    return None if isinstance(error, InflightError) else error

@@ -14,9 +14,8 @@ from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any
 
-from inflight_edge._text import printable
+from inflight_edge._text import printable, table
 from inflight_edge.capture import describe
-from inflight_edge.cli import table
 from inflight_edge.detector import Detector
 from inflight_edge.errors import OptionError
 from inflight_edge.events import Status

@@ -17,8 +17,10 @@ from poisoned import SETTINGS, TARGET
 
 from inflight_edge import __version__, cli, read_bundle
 from inflight_edge import commands as device
+from inflight_edge._arguments import class_index, number, numbers
+from inflight_edge._text import table
 from inflight_edge.calibration import commands
-from inflight_edge.cli import class_index, main, number, numbers, table
+from inflight_edge.cli import main
 from inflight_edge.errors import DataError, OptionError
 
 

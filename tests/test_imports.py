@@ -131,6 +131,7 @@ LAYERS = (
         "region",
         "actions",
     },
+    {"_decode"},
     {"bundle"},
     {"runtime"},
     {"detector", "environment", "events"},

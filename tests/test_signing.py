@@ -19,7 +19,7 @@ from inflight_edge import (
     DependencyError,
     Detector,
     OptionError,
-    bundle,
+    _decode,
     read_bundle,
     sign_bundle,
     write_bundle,
@@ -162,7 +162,7 @@ def test_nothing_is_parsed_before_the_signature_holds(path: Path, keys: Keys, mo
         raise AssertionError("parsed")
 
     (path / "bundle.json").write_bytes(b"[" * 100_000)
-    monkeypatch.setattr(bundle, "parse_json", parse)
+    monkeypatch.setattr(_decode, "parse_json", parse)
     refused(path, keys.public, "expected the signature of bundle.json by this key")
     with pytest.raises(AssertionError, match="parsed"):
         read_bundle(path)

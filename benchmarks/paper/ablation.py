@@ -7,7 +7,6 @@ on held-out frames with the true trigger, which no choice ever sees.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -20,17 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedKFold
 
-from benchmarks.paper.classifiers import DATASETS, Experiment, experiment
+from benchmarks.paper.classifiers import Experiment, experiment_parser, with_experiment
 from inflight_edge import InflightError
-from inflight_edge.calibration.calibrate import _judged
+from inflight_edge._text import table
+from inflight_edge.calibration.calibrate import judged
 from inflight_edge.calibration.demo import export_program
 from inflight_edge.calibration.density import GuardEstimator, best_other, margins
 from inflight_edge.calibration.features import extract
 from inflight_edge.calibration.inspection import inspect
 from inflight_edge.calibration.model import Classifier, load_classifier
 from inflight_edge.calibration.selection import Candidate, select
-from inflight_edge.calibration.threads import torch_threads
-from inflight_edge.cli import table
 from inflight_edge.scoring.reference import log_likelihoods
 
 Pixels = NDArray[np.float32]
@@ -71,21 +69,9 @@ IDEAS = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure every idea on one classifier, print a table and write records."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.paper.ablation", description=__doc__)
-    parser.add_argument("--dataset", choices=sorted(DATASETS), required=True)
-    parser.add_argument("--attack", default="WB")
-    parser.add_argument("--setting", default="multi")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--runs", type=Path)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args(arguments)
+    options = experiment_parser("benchmarks.paper.ablation", __doc__).parse_args(arguments)
     try:
-        with torch_threads(1 if DATASETS[options.dataset].network == "lenet5" else None):
-            case = experiment(
-                options.dataset, options.attack, options.setting, options.seed, data=options.data, runs=options.runs
-            )
-            records = measure(case)
+        records = with_experiment(options, measure)
     except InflightError as error:
         print(f"benchmarks.paper.ablation: error: {error}", file=sys.stderr)
         return 2
@@ -168,7 +154,7 @@ def _samples(
         triggered = clean.copy()
         triggered[labels != target] = put(clean[labels != target])
         logits, features = extract(classifier, triggered, case.preprocess)
-        used = _judged(logits.argmax(1), labels, target)
+        used = judged(logits.argmax(1), labels, target)
         parts.append((features[used], labels[used], np.flatnonzero(used) + number * labels.size))
     features, all_labels, groups = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return features, all_labels, groups

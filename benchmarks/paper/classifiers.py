@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +17,7 @@ from torch import nn
 from inflight_edge.calibration.attacks import Trigger, make_trigger, poison
 from inflight_edge.calibration.datasets import ImageSet, load_standard, split_defence
 from inflight_edge.calibration.networks import make_network
+from inflight_edge.calibration.threads import torch_threads
 from inflight_edge.calibration.train import Recipe, train
 from inflight_edge.preprocess import Preprocess
 
@@ -126,6 +130,30 @@ def experiment(
         dataset, chosen.network, attack, setting, seed, network, preprocess, trigger,
         held_out.subset(defence), held_out.subset(rest), how, training, chosen.target,
     )  # fmt: skip
+
+
+def experiment_parser(program: str, description: str | None) -> argparse.ArgumentParser:
+    """The arguments of a program that measures one classifier."""
+    parser = argparse.ArgumentParser(prog=f"python -m {program}", description=description)
+    parser.add_argument("--dataset", choices=sorted(DATASETS), required=True)
+    parser.add_argument("--attack", default="WB")
+    parser.add_argument("--setting", default="multi")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--runs", type=Path)
+    parser.add_argument("--json", type=Path)
+    return parser
+
+
+def with_experiment(
+    options: argparse.Namespace, measure: Callable[[Experiment], list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """What is measured on the classifier that such arguments name; one thread where its network is small."""
+    with torch_threads(1 if DATASETS[options.dataset].network == "lenet5" else None):
+        case = experiment(
+            options.dataset, options.attack, options.setting, options.seed, data=options.data, runs=options.runs
+        )
+        return measure(case)
 
 
 def load(dataset: str, data: Path) -> tuple[ImageSet, ImageSet]:

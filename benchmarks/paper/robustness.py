@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import sys
@@ -18,16 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from benchmarks.paper.classifiers import DATASETS, Experiment, experiment
+from benchmarks.paper.classifiers import Experiment, experiment_parser, with_experiment
 from inflight_edge import Detector, InflightError
+from inflight_edge._text import table
 from inflight_edge.calibration.calibrate import calibrate
 from inflight_edge.calibration.datasets import ImageSet, split_defence
 from inflight_edge.calibration.demo import export_program
 from inflight_edge.calibration.evaluate import evaluate
 from inflight_edge.calibration.inspection import Inspection, inspect
 from inflight_edge.calibration.model import Classifier, load_classifier
-from inflight_edge.calibration.threads import torch_threads
-from inflight_edge.cli import table
 
 Images = NDArray[np.uint8]
 # Seeded subsets: enough for a curve.
@@ -85,22 +83,11 @@ CHANGES: dict[str, tuple[Callable[[Images, float], Images], tuple[float, ...]]] 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure one classifier, print a table, write records and a plot."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.paper.robustness", description=__doc__)
-    parser.add_argument("--dataset", choices=sorted(DATASETS), required=True)
-    parser.add_argument("--attack", default="WB")
-    parser.add_argument("--setting", default="multi")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--runs", type=Path)
-    parser.add_argument("--json", type=Path)
+    parser = experiment_parser("benchmarks.paper.robustness", __doc__)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args(arguments)
     try:
-        with torch_threads(1 if DATASETS[options.dataset].network == "lenet5" else None):
-            case = experiment(
-                options.dataset, options.attack, options.setting, options.seed, data=options.data, runs=options.runs
-            )
-            records = measure(case)
+        records = with_experiment(options, measure)
     except InflightError as error:
         print(f"benchmarks.paper.robustness: error: {error}", file=sys.stderr)
         return 2

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import poisoned
 import pytest
 
-from benchmarks.paper import ablation, robustness
+from benchmarks.paper import ablation, classifiers, robustness
 from benchmarks.paper.classifiers import Experiment
 from inflight_edge.calibration.inspection import Inspection
 from inflight_edge.calibration.train import Recipe
@@ -94,3 +97,33 @@ def test_every_idea_is_judged_on_held_out_estimates_and_true_triggers(
     shipped = records[-1]
     assert shipped["tpr"] > 0.95
     assert shipped["held_out_error"] <= records[0]["held_out_error"]
+
+
+@pytest.mark.parametrize("program", [ablation, robustness], ids=["ablation", "robustness"])
+def test_the_classifier_that_the_arguments_name_is_measured(
+    program: ModuleType, case: Experiment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    figures = ("acc", "asr", "tpr", "fpr", "sia", "held_out_error", "held_out_source_error")
+    record = {"idea": "one", "change": "one", "amount": 1.0, **dict.fromkeys(figures, 0.5)}
+    asked: list[Any] = []
+
+    def trained(*named: Any, **places: Any) -> Experiment:
+        asked.append((*named, *places.values()))
+        return case
+
+    monkeypatch.setattr(classifiers, "experiment", trained)
+    monkeypatch.setattr(program, "measure", lambda given: [record] if given is case else [])
+    named = ["--dataset", "mnist", "--attack", "CB", "--setting", "single", "--seed", "3", "--data", "d", "--runs", "r"]
+    assert program.main([*named, "--json", str(tmp_path / "records.json")]) == 0
+    assert asked == [("mnist", "CB", "single", 3, Path("d"), Path("r"))]
+    assert json.loads((tmp_path / "records.json").read_text())[0].items() >= record.items()
+
+
+@pytest.mark.parametrize("program", [ablation, robustness], ids=["ablation", "robustness"])
+def test_data_that_is_not_there_is_one_line(
+    program: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert program.main(["--dataset", "mnist", "--data", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"{program.__name__}: error: {tmp_path}")
+    assert error.count("\n") == 1

@@ -34,7 +34,7 @@ from inflight_edge import (
     OptionError,
     Verdict,
 )
-from inflight_edge.bundle import _decode
+from inflight_edge._decode import decode
 from inflight_edge.engines._wire import refuse_external_data
 from inflight_edge.images import read_image, read_npz_images
 from inflight_edge.uri import Uri
@@ -183,7 +183,7 @@ def _dump(value: Any) -> bytes:
 def _decode_files(files: dict[str, bytes]) -> Bundle | None:
     """The bundle of these files, or None where it is refused with one line."""
     try:
-        return _decode(lambda name, _: files[name], Path("fuzzed"))
+        return decode(lambda name, _: files[name], Path("fuzzed"))
     except BundleError as error:
         assert str(error).startswith("fuzzed")
         assert "\n" not in str(error)
