@@ -16,7 +16,9 @@ from setuptools.errors import CompileError
 # Never -ffast-math: gcc then drops NaN tests, and a NaN score would pass as clean.
 FLAGS = ["-O3", "-std=c11", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"]
 # What GCC 14 refuses, every GCC does.
-FLAGS += [f"-Werror={name}" for name in ("incompatible-pointer-types", "int-conversion", "implicit-function-declaration")]
+FLAGS += [
+    f"-Werror={name}" for name in ("incompatible-pointer-types", "int-conversion", "implicit-function-declaration")
+]
 # One file per instruction set, each with its own flags; the processor chooses at run time.
 X86 = {"score_avx2.c": ["-mavx2", "-mfma"], "score_avx512.c": ["-mavx512f", "-mfma"]}
 ARM = {"score_neon.c": []}

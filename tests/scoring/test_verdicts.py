@@ -65,7 +65,7 @@ def test_the_object_lives_as_any_other(rng: np.random.Generator, backend: str, e
     guard = random_guard(rng, "diagonal", 4, 1, 33)
     scorer, frame = make_scorer(guard, backend), random_features(rng, guard, 1)[0]
     verdict = scorer.verdict(frame, log_likelihoods=explain)
-    for copied in (copy.copy(verdict), copy.deepcopy(verdict), pickle.loads(pickle.dumps(verdict))):
+    for copied in (copy.copy(verdict), copy.deepcopy(verdict), pickle.loads(pickle.dumps(verdict))):  # noqa: S301 our own bytes
         assert (type(copied), copied, repr(copied)) == (Verdict, verdict, repr(verdict))
     assert gc.is_tracked(verdict)
     assert any(held is verdict.log_likelihoods for held in gc.get_referents(verdict))
