@@ -55,7 +55,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/installed
+bench: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.latency --json benchmarks/results/latency.json
 
 format: $(VENV)/installed-dev

@@ -15,6 +15,10 @@ from setuptools.errors import CompileError
 
 # Never -ffast-math: gcc then drops NaN tests, and a NaN score would pass as clean.
 FLAGS = ["-O3", "-std=c11", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"]
+# What GCC 14 refuses, every GCC does.
+FLAGS += [
+    f"-Werror={name}" for name in ("incompatible-pointer-types", "int-conversion", "implicit-function-declaration")
+]
 # One file per instruction set, each with its own flags; the processor chooses at run time.
 X86 = {"score_avx2.c": ["-mavx2", "-mfma"], "score_avx512.c": ["-mavx512f", "-mfma"]}
 ARM = {"score_neon.c": []}
@@ -65,6 +69,8 @@ preprocess = Extension(
 # ---- CUDA: only where nvcc is, and never in the way of the rest ----
 # INFLIGHT_EDGE_CUDA: 0 leaves the CUDA scorer out; 1 makes it an error when it cannot be built.
 CUDA = os.environ.get("INFLIGHT_EDGE_CUDA", "auto")
+if CUDA not in ("auto", "0", "1"):
+    raise SystemExit(f"INFLIGHT_EDGE_CUDA: expected auto, 0 or 1, got {CUDA!r}")
 NVCC = shutil.which("nvcc", path=os.environ.get("PATH", os.defpath) + os.pathsep + "/usr/local/cuda/bin")
 # Machine code for Jetson Orin and Thor, as far as this nvcc knows them; PTX for every other GPU since 2020.
 CUBINS, PTX = ("87", "110"), "80"

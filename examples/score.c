@@ -4,6 +4,7 @@
  * PARAMETERS  one file, little-endian: the 32-bit integers kind, D, R, M, target row, length of the whitener; then
  *             offsets (R + 1) and classes (R) as 32-bit integers; then mean, scale, origin (shared only), centres,
  *             whitener and constants as 32-bit floats, in the order and shapes of ife_guard in inflight.h
+ *             (examples/parameters.py writes it from a bundle)
  * features    frames of D 32-bit floats, one after another, on standard input
  *
  * Prints a line per frame: the decision, the source class or -1, the margin, then R log-likelihoods, in nats.
@@ -31,11 +32,20 @@ static ife_scorer *load(const char *path, ife_guard *guard) {
         exit(2);
     }
     int32_t *header = read_array(file, 6);
-    if (header[1] < 1 || header[2] < 1 || header[3] < 1 || header[5] < 1) {
-        fprintf(stderr, "%s: expected counts above 0; write it again\n", path);
+    if (header[1] < 1 || header[1] > IFE_MAX_FEATURES || header[2] < 1 || header[2] > header[3] || header[3] < 1 ||
+        header[3] > IFE_MAX_COMPONENTS) {
+        fprintf(stderr, "%s: expected counts within the limits of inflight.h; write it again\n", path);
         exit(2);
     }
     const size_t n = (size_t)header[1], rows = (size_t)header[2], components = (size_t)header[3];
+    const size_t triangle = n * (n + 1) / 2;
+    const size_t whitener = header[0] == IFE_DIAGONAL ? components * n
+                            : header[0] == IFE_FULL   ? components * triangle
+                                                      : triangle;
+    if (header[5] < 0 || (size_t)header[5] != whitener) {
+        fprintf(stderr, "%s: expected a whitener of %zu entries, got %d; write it again\n", path, whitener, (int)header[5]);
+        exit(2);
+    }
     guard->kind = header[0];
     guard->n_features = header[1];
     guard->n_rows = header[2];
@@ -46,7 +56,7 @@ static ife_scorer *load(const char *path, ife_guard *guard) {
     guard->scale = read_array(file, n);
     guard->origin = guard->kind == IFE_SHARED ? read_array(file, n) : NULL;
     guard->centres = read_array(file, components * n);
-    guard->whitener = read_array(file, (size_t)header[5]);
+    guard->whitener = read_array(file, whitener);
     guard->constants = read_array(file, components);
     fclose(file);
     ife_scorer *scorer;
@@ -73,7 +83,8 @@ int main(int argc, char **argv) {
     float *features = malloc((size_t)guard.n_features * sizeof *features);
     float *log_likelihoods = malloc((size_t)guard.n_rows * sizeof *log_likelihoods);
     if (!features || !log_likelihoods) return 2;
-    while (fread(features, sizeof *features, (size_t)guard.n_features, stdin) == (size_t)guard.n_features) {
+    size_t n_read;
+    while ((n_read = fread(features, sizeof *features, (size_t)guard.n_features, stdin)) == (size_t)guard.n_features) {
         ife_verdict verdict;
         ife_judge(scorer, features, &verdict);
         ife_score(scorer, features, log_likelihoods);
@@ -83,5 +94,6 @@ int main(int argc, char **argv) {
     }
     free(features), free(log_likelihoods);
     ife_scorer_destroy(scorer);
-    return 0;
+    if (n_read) fprintf(stderr, "features: expected %d in the last frame, got %zu\n", (int)guard.n_features, n_read);
+    return n_read ? 2 : 0;
 }

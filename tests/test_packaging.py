@@ -162,6 +162,23 @@ def test_import_comes_from_the_installed_wheel(installed: Installed) -> None:
     assert all(line.startswith(f"{installed.folder}{os.sep}env") for line in result.stdout.splitlines())
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("yes", "INFLIGHT_EDGE_CUDA: expected auto, 0 or 1, got 'yes'"),
+        ("1", "INFLIGHT_EDGE_CUDA=1: expected nvcc on the PATH or in /usr/local/cuda/bin, found none"),
+    ],
+)
+def test_build_refuses_what_it_cannot_do_about_cuda(value: str, message: str, tmp_path: Path) -> None:
+    if value == "1" and Path("/usr/local/cuda/bin/nvcc").exists():
+        pytest.skip("there is an nvcc where setup.py always looks")
+    environment = {**ENVIRONMENT, "INFLIGHT_EDGE_CUDA": value, "PATH": str(tmp_path)}
+    command = [sys.executable, "setup.py", "--version"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == message
+
+
 def test_version_and_doctor(installed: Installed) -> None:
     version = run(installed.command, "--version", cwd=installed.folder)
     assert version.stdout == f"inflight-edge {inflight_edge.__version__}\n"

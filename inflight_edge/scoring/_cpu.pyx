@@ -54,11 +54,13 @@ cdef extern from "inflight.h" nogil:
     int ife_explain(const ife_scorer *scorer, const float *features, float *log_likelihoods, ife_verdict *verdict)
     int ife_predict(const float *logits, int n_classes)
 
-cdef extern from "Python.h":
-    ctypedef struct PyTypeObject:
-        object (*tp_alloc)(object cls, Py_ssize_t n_items)
+cdef extern from "structmember.h":
     ctypedef struct PyMemberDef:
         Py_ssize_t offset
+
+cdef extern from "Python.h":
+    ctypedef struct PyTypeObject:
+        object (*tp_alloc)(PyTypeObject *cls, Py_ssize_t n_items)
     ctypedef struct PyMemberDescrObject:
         PyMemberDef *d_member
 
@@ -222,7 +224,7 @@ cdef class CpuBackend:
                 ife_judge(self.scorer, source, &verdict)
         if DECISIONS[verdict.decision] is Decision.INVALID:
             return None
-        cdef object result = (<PyTypeObject *>Verdict).tp_alloc(Verdict, 0)
+        cdef object result = (<PyTypeObject *>Verdict).tp_alloc(<PyTypeObject *>Verdict, 0)
         _set(result, SLOTS.decision, DECISIONS[verdict.decision])
         _set(result, SLOTS.predicted, self.target)
         _set(result, SLOTS.source, None if verdict.source < 0 else verdict.source)

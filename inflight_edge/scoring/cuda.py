@@ -159,8 +159,10 @@ class CudaScorer:
         Nothing of it runs now; what it uses must have run once before.  Its exception ends the capture and comes out.
         """
         ran = self._n_frames
-        graph = capture(self.device, self._binding, enqueue)
-        recorded, self._n_frames = self._n_frames, ran
+        try:
+            graph = capture(self.device, self._binding, enqueue)
+        finally:
+            recorded, self._n_frames = self._n_frames, ran
 
         def note() -> None:
             self._n_frames = recorded

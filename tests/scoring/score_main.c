@@ -74,7 +74,8 @@ static double row_in_double(const ife_guard *guard, int32_t c, const float *feat
 static void check_scorer(const ife_scorer *scorer, const ife_guard *guard, float *features) {
     const size_t n = (size_t)guard->n_features;
     float *out = random_array(ROWS, 0, 1), *batch = random_array(FRAMES * ROWS, 0, 1);
-    ife_verdict verdict;
+    float *explained = random_array(ROWS, 0, 1);
+    ife_verdict verdict, explanation;
 #ifdef COUNT_ALLOCATIONS
     EXPECT(allocations > 0); /* the arrays above: the counter works */
     allocations = 0;
@@ -82,10 +83,13 @@ static void check_scorer(const ife_scorer *scorer, const ife_guard *guard, float
     EXPECT(ife_score(scorer, features, out) == IFE_OK);
     EXPECT(ife_judge(scorer, features, &verdict) == IFE_OK);
     EXPECT(ife_score_batch(scorer, features, FRAMES, batch) == IFE_OK);
+    EXPECT(ife_explain(scorer, features, explained, &explanation) == IFE_OK);
 #ifdef COUNT_ALLOCATIONS
     EXPECT(allocations == 0);
 #endif
-    EXPECT(memcmp(out, batch, ROWS * sizeof *out) == 0);
+    EXPECT(memcmp(out, batch, ROWS * sizeof *out) == 0 && memcmp(out, explained, ROWS * sizeof *out) == 0);
+    EXPECT(explanation.margin == fmax((double)out[0], (double)out[2]) - (double)out[TARGET]);
+    EXPECT(explanation.n_scored == ROWS && explanation.n_rows == ROWS);
     for (size_t f = 0; f < FRAMES; ++f)
         for (int32_t c = 0; c < ROWS; ++c) {
             const double expected = row_in_double(guard, c, features + f * n);
@@ -102,12 +106,15 @@ static void check_scorer(const ife_scorer *scorer, const ife_guard *guard, float
     for (int32_t c = 0; c < ROWS; ++c) EXPECT(isnan(out[c]));
     EXPECT(ife_judge(scorer, features, &verdict) == IFE_NONFINITE);
     EXPECT(verdict.decision == IFE_VERDICT_INVALID && verdict.source == -1 && isnan(verdict.margin));
+    EXPECT(ife_explain(scorer, features, explained, &explanation) == IFE_NONFINITE);
+    EXPECT(explanation.decision == IFE_VERDICT_INVALID && explanation.source == -1 && isnan(explanation.margin));
+    for (int32_t c = 0; c < ROWS; ++c) EXPECT(isnan(explained[c]));
     float *again = random_array(FRAMES * ROWS, 0, 1);
     EXPECT(ife_score_batch(scorer, features, FRAMES, again) == IFE_NONFINITE);
     EXPECT(isnan(again[0]));
     EXPECT(memcmp(again + ROWS, batch + ROWS, (FRAMES - 1) * ROWS * sizeof *batch) == 0);
     features[n - 1] = last;
-    free(out), free(batch), free(again);
+    free(out), free(batch), free(again), free(explained);
 }
 
 static void check_refusals(ife_guard guard, float *origin, int32_t *offsets) {

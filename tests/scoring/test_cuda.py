@@ -144,6 +144,26 @@ def test_graphs_of_different_sizes_give_verdicts_on_their_own_frames_alone(
         small.close()
 
 
+def test_capture_that_fails_leaves_the_last_batch_the_last(
+    rng: np.random.Generator, install: Callable[[Driver], Binding]
+) -> None:
+    install(Driver())
+    with CudaScorer(two_guards(rng), 50, max_frames=4) as scorer:
+        features, logits = scorer.device.buffer((4, 12), np.float32), scorer.device.buffer((4, 50), np.float32)
+        scorer.enqueue(features.address, logits.address, 1)
+
+        def fails() -> None:
+            scorer.enqueue(features.address, logits.address, 4)
+            raise ScoreError("out of order")
+
+        with pytest.raises(ScoreError, match="out of order"):
+            scorer.capture(fails)
+        scorer.results()
+        scorer.verdict(0)
+        with pytest.raises(ScoreError, match="expected 0 to 0"):
+            scorer.verdict(1)
+
+
 @pytest.mark.parametrize("memory", ["mapped", "copied"])
 def test_verdicts_of_two_guards_and_their_graph(
     rng: np.random.Generator, install: Callable[[Driver], Binding], memory: Memory

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import runpy
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,6 @@ from guards import random_features, random_guard
 from inflight_edge.bundle import read_bundle, write_bundle
 from inflight_edge.guard import KINDS, Guard
 from inflight_edge.scoring import Scorer
-from inflight_edge.scoring.parameters import prepare
 from inflight_edge.verdict import decide
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,11 +49,8 @@ def program(prefix: Path) -> Path:
 
 def dump(guard: Guard) -> bytes:
     """The parameters of a guard in the format of examples/score.c."""
-    p = prepare(guard)
-    header = [KINDS.index(guard.kind), guard.n_features, len(guard.classes), guard.n_components, guard.target_row]
-    integers = [np.array([*header, p.whitener.size], "<i4"), p.offsets.astype("<i4"), guard.classes.astype("<i4")]
-    floats = [p.mean, p.scale, p.origin, p.centres, p.whitener, p.constants]
-    return b"".join([part.tobytes() for part in integers] + [part.astype("<f4").tobytes() for part in floats])
+    packed: bytes = runpy.run_path(str(ROOT / "examples" / "parameters.py"))["pack"](guard)
+    return packed
 
 
 def test_installed_files_are_these(prefix: Path) -> None:
@@ -100,6 +98,22 @@ def test_example_scores_the_parameters_of_a_bundle(rng: np.random.Generator, pro
         assert_example_agrees(guard, random_features(rng, guard, 3), program, tmp_path)
 
 
+def test_parameters_of_a_bundle_are_written_by_the_other_example(
+    rng: np.random.Generator, program: Path, tmp_path: Path
+) -> None:
+    write_bundle(tiny_bundle(), tmp_path / "bundle")
+    guard = read_bundle(tmp_path / "bundle").guards[0]
+    command = [sys.executable, str(ROOT / "examples" / "parameters.py"), str(tmp_path / "bundle")]
+    written = subprocess.run([*command, str(guard.target)], capture_output=True, timeout=60, check=True).stdout
+    (tmp_path / "parameters").write_bytes(written)
+    features = random_features(rng, guard, 1)
+    line = run(program, tmp_path / "parameters", stdin=features.astype("<f4").tobytes())
+    np.testing.assert_array_equal(np.array(line.split()[3:], np.float32), Scorer(guard).score(features[0]))
+    done = subprocess.run([*command, "99"], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("class: expected one of [")
+
+
 def assert_example_agrees(guard: Guard, features: np.ndarray, program: Path, folder: Path) -> None:
     (folder / "parameters").write_bytes(dump(guard))
     lines = run(program, folder / "parameters", stdin=features.astype("<f4").tobytes()).splitlines()
@@ -119,3 +133,33 @@ def test_example_refuses_a_truncated_file(rng: np.random.Generator, program: Pat
     done = subprocess.run([program, parameters], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert done.stderr == "parameters: expected 2 more values, got a shorter file; write it again\n"
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (5, 2, "expected a whitener of 6 entries, got 2; write it again"),
+        (5, -1, "expected a whitener of 6 entries, got -1; write it again"),
+        (3, 2**31 - 1, "expected counts within the limits of inflight.h; write it again"),
+        (1, 0, "expected counts within the limits of inflight.h; write it again"),
+    ],
+)
+def test_example_refuses_counts_that_do_not_fit(
+    rng: np.random.Generator, program: Path, tmp_path: Path, place: int, value: int, message: str
+) -> None:
+    parameters = tmp_path / "parameters"
+    numbers = np.frombuffer(dump(random_guard(rng, "diagonal", 2, 1, 3)), "<i4").copy()
+    numbers[place] = value
+    parameters.write_bytes(numbers.tobytes())
+    done = subprocess.run([program, parameters], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (2, f"{parameters}: {message}\n")
+
+
+def test_example_says_that_the_last_frame_is_short(rng: np.random.Generator, program: Path, tmp_path: Path) -> None:
+    (tmp_path / "parameters").write_bytes(dump(random_guard(rng, "diagonal", 2, 1, 3)))
+    frames = np.zeros(4, "<f4").tobytes()
+    done = subprocess.run(
+        [program, tmp_path / "parameters"], input=frames, capture_output=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (2, b"features: expected 3 in the last frame, got 1\n")
+    assert done.stdout.count(b"\n") == 1

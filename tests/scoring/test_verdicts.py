@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import gc
+import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -53,6 +57,23 @@ def test_the_object_is_what_its_class_makes(rng: np.random.Generator, backend: s
     assert verdict.classes.dtype == np.int32
     with pytest.raises(dataclasses.FrozenInstanceError):
         verdict.margin = -1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("explain", [True, False])
+def test_the_object_lives_as_any_other(rng: np.random.Generator, backend: str, explain: bool) -> None:
+    """Copied, pickled, seen by the garbage collector, and freed with all that it holds."""
+    guard = random_guard(rng, "diagonal", 4, 1, 33)
+    scorer, frame = make_scorer(guard, backend), random_features(rng, guard, 1)[0]
+    verdict = scorer.verdict(frame, log_likelihoods=explain)
+    for copied in (copy.copy(verdict), copy.deepcopy(verdict), pickle.loads(pickle.dumps(verdict))):  # noqa: S301 our own bytes
+        assert (type(copied), copied, repr(copied)) == (Verdict, verdict, repr(verdict))
+    assert gc.is_tracked(verdict)
+    assert any(held is verdict.log_likelihoods for held in gc.get_referents(verdict))
+    counted = (Verdict, Decision.ACCEPT, Decision.TRIGGER, guard.classes)
+    before = [sys.getrefcount(item) for item in counted]
+    for _ in range(1000):
+        scorer.verdict(frame, log_likelihoods=explain)
+    assert all(abs(sys.getrefcount(item) - count) < 10 for item, count in zip(counted, before, strict=True))
 
 
 @pytest.mark.parametrize("explain", [True, False])
