@@ -224,18 +224,17 @@ def _model_and_data(
 def _inspect(options: argparse.Namespace, classifier: Classifier, data: ImageSet) -> Inspection:
     given = {"scale": options.scale, "mean": options.mean, "std": options.std}
     preprocess = Preprocess(classifier.input_shape, **{name: v for name, v in given.items() if v is not None})
-    targets = _targets(options, data.class_names, classifier.n_classes)
-    inspection = run_inspection(
+    return run_inspection(
         classifier,
         data,
         preprocess,
         settings=Settings(steps=options.steps),
         method=options.method,
+        targets=_targets(options, data.class_names, classifier.n_classes),
         feature_layer=options.feature_layer,
         seed=options.seed,
         progress=not options.quiet,
     )
-    return _with_targets(inspection, targets)
 
 
 def _with_targets(inspection: Inspection, targets: tuple[int, ...] | None) -> Inspection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,15 +102,17 @@ def measure(
     started: float,
     seed: int,
     progress: bool,
+    targets: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Inspect, calibrate, write the bundle and judge held-out frames: the library's path of every experiment.
 
     program  a .pt2 file.      trigger  the attacker's: it meets held-out frames only.   sources  classes it is put on.
     defence, test  clean images of the defender, and held-out ones of the same size.     started  perf_counter of the start.
+    targets  told to the inspection; None where it is to find them.
     Returns the figures; all but ``seconds`` are None where no class is suspected.
     """
     classifier = load_classifier(program, image_shape=defence.image_shape)
-    inspection = inspect(classifier, defence, preprocess, seed=seed, progress=progress)
+    inspection = inspect(classifier, defence, preprocess, targets=targets, seed=seed, progress=progress)
     inspection.save(folder)
     if not inspection.suspects:
         return {**dict.fromkeys(FIGURES), "seconds": time.perf_counter() - started}
@@ -132,7 +135,7 @@ def measure(
         "acc_source": float(
             (extract(classifier, chosen.pixels(preprocess), preprocess)[0].argmax(1) == chosen.labels).mean()
         ),
-        "asr_estimated": estimated.asr,
+        "asr_estimated": estimated.asr if len(inspection.suspects) == 1 else None,
         "engine_ms_p50": float(np.percentile(engine_ns, 50) / 1e6),
         "engine_ms_p99": float(np.percentile(engine_ns, 99) / 1e6),
         "scorer_us_p50": float(np.percentile(scorer_ns, 50) / 1e3),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Literal
@@ -13,6 +14,8 @@ from tqdm import tqdm
 
 from inflight_edge.calibration.reversal.decision import (
     P_VALUE,
+    SMALL_MASK,
+    Floats,
     anomaly_indices,
     pair_ratios,
     perturbation_p_values,
@@ -74,9 +77,13 @@ class Searcher:
         self.n_classes, self.settings, self.seed, self.progress = n_classes, settings, seed, progress
         self.held_out = _held_out(labels)
         self.images = torch.from_numpy(pixels / np.float32(255.0))
+        self.quick = Settings(steps=min(PAIR_STEPS, settings.steps), batch=PAIR_BATCH)
 
-    def run(self, method: str) -> tuple[tuple[Estimate, ...], tuple[Finding, ...]]:
-        """One estimate per class, and the findings, at most one a class; the earlier search has precedence."""
+    def run(self, method: str, targets: Sequence[int] = ()) -> tuple[tuple[Estimate, ...], tuple[Finding, ...]]:
+        """One estimate per class, and the findings, at most one a class; the earlier search has precedence.
+
+        targets: classes that the user takes for targets, whose pattern is looked for from single sources as well.
+        """
         others = [self.others(t) for t in range(self.n_classes)]
         estimates: list[Estimate] = []
         findings: list[Finding] = []
@@ -87,7 +94,12 @@ class Searcher:
             named = sorted(np.flatnonzero(suspicious(norms)).tolist(), key=lambda c: norms[c])
             findings = [Finding(c, FOUND_BY[0], float(indices[c])) for c in named]
             if 2 < self.n_classes <= MAX_CLASSES:
-                self._keep(estimates, findings, self.single_patches())
+                norms = self.pair_norms()
+                self._keep(estimates, findings, self.single_patches(norms))
+                pooled = np.array([e.norm for e in estimates])
+                for target in set(targets) - {finding.target for finding in findings}:
+                    if pooled[target] >= SMALL_MASK * np.median(pooled):
+                        estimates[target] = self.likeliest_patch(target, norms) or estimates[target]
         if method != "neural-cleanse":
             if not estimates:
                 estimates = list(self.additions(list(range(self.n_classes)), others, success=0.9))
@@ -151,14 +163,10 @@ class Searcher:
         """Classes of whose held-out images the pattern sends at least half to the target."""
         return tuple(c for c in self.others(estimate.target) if self.success(estimate, (c,)) >= TRANSFER)
 
-    def single_patches(self) -> list[tuple[Finding, Estimate]]:
-        """Targets of single-class attacks: a pair of classes with a patch far smaller than the others let expect.
-
-        A quick search over all pairs; those that stand out are searched again at full length with another seed, must
-        stand out again, and must work on held-out images.
-        """
+    def pair_norms(self) -> Floats:
+        """(sources, targets): norm of the smallest patch that a quick search finds; 1 on the diagonal."""
         pairs = list(permutations(range(self.n_classes), 2))
-        quick = Settings(steps=min(PAIR_STEPS, self.settings.steps), batch=PAIR_BATCH)
+        quick = self.quick
         searches = [self.search(t, (s,)) for s, t in pairs]
         with tqdm(
             total=len(pairs) * quick.steps, desc="patches per pair", unit="step", disable=not self.progress
@@ -167,10 +175,28 @@ class Searcher:
         norms = np.ones((self.n_classes, self.n_classes))
         for (s, t), patch in zip(pairs, found, strict=True):
             norms[s, t] = patch.norm
+        return norms
+
+    def likeliest_patch(self, target: int, norms: Floats) -> PatchEstimate | None:
+        """The patch from the source that needs the smallest one for its kind; None if it works on too few images.
+
+        For a target that is told and hides from the search over all sources: there the pattern is not the attacker's.
+        """
+        source = int(np.nanargmin(pair_ratios(norms)[:, target]))
+        estimate = self.patches([target], [(source,)])[0]
+        return estimate if estimate.success >= CONFIRMED else None
+
+    def single_patches(self, norms: Floats) -> list[tuple[Finding, Estimate]]:
+        """Targets of single-class attacks: a pair of classes with a patch far smaller than the others let expect.
+
+        norms: of pair_norms.  Those that stand out are searched again with another seed, must stand out again, and must
+        work on held-out images.
+        """
+        norms = norms.copy()
         result: list[tuple[Finding, Estimate]] = []
         candidates = sorted(zip(*np.nonzero(small_pairs(norms)), strict=True), key=lambda pair: norms[pair])
         for s, t in [(int(s), int(t)) for s, t in candidates]:
-            again = search_patches(self.fast, [self.search(t, (s,), salt=1)], settings=quick)[0]
+            again = search_patches(self.fast, [self.search(t, (s,), salt=1)], settings=self.quick)[0]
             norms[s, t] = again.norm
             if not small_pairs(norms)[s, t] or any(t == finding.target for finding, _ in result):
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -101,20 +102,24 @@ def inspect(
     *,
     settings: Settings | None = None,
     method: str = "auto",
+    targets: Sequence[int] | None = None,
     feature_layer: str | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Inspection:
-    """Search for a target on clean labelled images; nothing is told about it.
+    """Search for a target on clean labelled images; nothing need be told about it.
 
     method  ``neural-cleanse`` looks for patches, from all classes and from each; ``perturbation`` for additions;
             ``auto`` for both.
+    targets  classes that are the suspects whatever is found, as the user knows or fears; None: what is found.
     A fifth of each class's images is held out from the search to measure the patterns' success.
     Raises OptionError for an unknown method; DataError when the labels do not fit the classifier, or it gets hardly
     any image right: a wrong scale, mean, std or class order makes every later number meaningless.
     """
     if method not in get_args(Method):
         raise OptionError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
+    if wrong := [t for t in targets or () if not 0 <= t < classifier.n_classes]:
+        raise OptionError(f"targets: expected class indices from 0 to {classifier.n_classes - 1}, got {wrong[0]}")
     data.check_labels(classifier.n_classes, every_class=True)
     pixels = data.pixels(preprocess)
     accuracy = check_accuracy(classifier, pixels, data, preprocess)
@@ -137,9 +142,9 @@ def inspect(
 
     searcher = Searcher(fast, logits, pixels, data.labels, classifier.n_classes, chosen, seed, progress)
     with one_thread_if_small(classifier):
-        estimates, findings = searcher.run(method)
+        estimates, findings = searcher.run(method, targets or ())
     indices = anomaly_indices(np.array([e.norm for e in estimates]))
-    suspects = tuple(finding.target for finding in findings)
+    suspects = tuple(finding.target for finding in findings) if targets is None else tuple(targets)
     return Inspection(estimates, indices, suspects, accuracy, preprocess, feature_layer, data.class_names, findings)
 
 

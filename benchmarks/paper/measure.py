@@ -92,6 +92,8 @@ def _measure(setting: Setting, data: Path, runs: Path | None, progress: bool) ->
             started=started,
             seed=setting.seed,
             progress=progress,
+            # All classes are targets: a search that compares classes finds none standing out.
+            targets=range(DATASETS[setting.dataset].n_classes) if setting.setting == "all" else None,
         )
         others = []
         if setting.setting in ("single", "multi"):
