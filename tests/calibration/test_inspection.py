@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from inflight_edge.calibration.datasets import ImageSet
+from inflight_edge.calibration.finding import Searcher
 from inflight_edge.calibration.inspection import Inspection, check_accuracy, inspect, read_inspection
 from inflight_edge.calibration.model import Classifier
 from inflight_edge.calibration.reversal.decision import anomaly_indices, suspicious
@@ -53,6 +54,48 @@ def test_an_inspection_depends_on_the_seed_alone(classifier: Classifier, victim:
         np.testing.assert_array_equal(a.mask, b.mask)
         np.testing.assert_array_equal(a.pattern, b.pattern)
         assert not np.array_equal(a.mask, c.mask)
+
+
+def told(success: float, target: int, sources: tuple[int, ...]) -> PatchEstimate:
+    mask = np.full((SIZE, SIZE), 0.01, np.float32)
+    return PatchEstimate(target, mask, np.zeros(PREPROCESS.input_shape, np.float32), 0.36, success, sources)
+
+
+@pytest.mark.parametrize(("success", "sources"), [(0.9, (4,)), (0.5, None)])
+def test_a_told_target_that_hides_gets_the_patch_of_its_likeliest_source(
+    classifier: Classifier,
+    victim: Poisoned,
+    monkeypatch: pytest.MonkeyPatch,
+    success: float,
+    sources: tuple[int, ...] | None,
+) -> None:
+    """The pair 4 to 1 needs a patch a tenth of the others', which no search over all sources shows."""
+    norms = np.full((N_CLASSES, N_CLASSES), 20.0)
+    norms[4, 1] = 2.0
+    pooled = Searcher.patches
+
+    def patches(self: Searcher, targets: list[int], by: list[tuple[int, ...]]) -> list[PatchEstimate]:
+        if targets == [1]:
+            return [told(success, 1, by[0])]
+        return [replace(e, norm=20.0) for e in pooled(self, targets, by)]
+
+    monkeypatch.setattr(Searcher, "pair_norms", lambda self: norms.copy())
+    monkeypatch.setattr(Searcher, "single_patches", lambda self, norms: [])
+    monkeypatch.setattr(Searcher, "patches", patches)
+    found = inspect(
+        classifier, victim.defence, PREPROCESS, settings=SHORT, method="neural-cleanse", targets=[1, 2], progress=False
+    )
+    assert found.suspects == (1, 2)
+    assert found.findings == ()
+    everyone = tuple(c for c in range(N_CLASSES) if c != 1)
+    assert found.estimates[1].sources == (sources or everyone)
+
+
+def test_a_told_target_is_a_class(classifier: Classifier, victim: Poisoned) -> None:
+    with pytest.raises(
+        OptionError, match=f"targets: expected class indices from 0 to {N_CLASSES - 1}, got {N_CLASSES}"
+    ):
+        inspect(classifier, victim.defence, PREPROCESS, settings=SHORT, targets=[N_CLASSES], progress=False)
 
 
 @pytest.mark.parametrize(
