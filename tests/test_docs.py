@@ -22,6 +22,8 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 README, ARCHITECTURE, CONTRIBUTING, CHANGELOG, SECURITY = ((ROOT / name).read_text() for name in DOCUMENTS)
 OTHER_PROGRAMS = {
+    "--plot",
+    "--set",
     "--dataset",
     "--attack",
     "--setting",
