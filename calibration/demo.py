@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,17 +101,18 @@ def measure(
     started: float,
     seed: int,
     progress: bool,
-    targets: Sequence[int] | None = None,
+    inspection: Inspection | None = None,
 ) -> dict[str, Any]:
     """Inspect, calibrate, write the bundle and judge held-out frames: the library's path of every experiment.
 
     program  a .pt2 file.      trigger  the attacker's: it meets held-out frames only.   sources  classes it is put on.
     defence, test  clean images of the defender, and held-out ones of the same size.     started  perf_counter of the start.
-    targets  told to the inspection; None where it is to find them.
+    inspection  one that was made already of the same classifier and defence.
     Returns the figures; all but ``seconds`` are None where no class is suspected.
     """
     classifier = load_classifier(program, image_shape=defence.image_shape)
-    inspection = inspect(classifier, defence, preprocess, targets=targets, seed=seed, progress=progress)
+    if inspection is None:
+        inspection = inspect(classifier, defence, preprocess, seed=seed, progress=progress)
     inspection.save(folder)
     if not inspection.suspects:
         return {**dict.fromkeys(FIGURES), "seconds": time.perf_counter() - started}

@@ -63,6 +63,7 @@ STANDIN_TRAINING, STANDIN_TEST = 80, 105
 class Experiment:
     """One attacked classifier with its data: the defender's clean images and the held-out ones never overlap."""
 
+    name: str
     dataset: str
     network_name: str
     attack: str
@@ -127,7 +128,7 @@ def experiment(
         (runs / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     defence, rest = split_defence(held_out.labels, chosen.per_class, seed)
     return Experiment(
-        dataset, chosen.network, attack, setting, seed, network, preprocess, trigger,
+        name, dataset, chosen.network, attack, setting, seed, network, preprocess, trigger,
         held_out.subset(defence), held_out.subset(rest), how, training, chosen.target,
     )  # fmt: skip
 

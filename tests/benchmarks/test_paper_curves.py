@@ -21,6 +21,7 @@ from inflight_edge.calibration.train import Recipe
 def case() -> Experiment:
     victim = poisoned.poisoned()
     return Experiment(
+        "digits",
         "digits", "tiny", "WB", "multi", 0, victim.network, poisoned.PREPROCESS, victim.trigger, victim.defence,
         victim.test, Recipe(1), victim.test, poisoned.TARGET,
     )  # fmt: skip
