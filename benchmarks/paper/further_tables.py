@@ -74,26 +74,21 @@ def ablation(records: list[Record]) -> str:
 
 
 def robustness(records: list[Record]) -> str:
-    """Without a change, at its strongest, with few clean images, and with a wrong target."""
+    """Without a change, each change where the source is found least often, few clean images, a wrong target."""
     rows = []
     for dataset in sorted({record["dataset"] for record in records}):
         own = [record for record in records if record["dataset"] == dataset]
+        plain = next((record for record in own if record["change"] != "jpeg" and record["amount"] == 0), None)
+        shown = [] if plain is None else [{**plain, "change": "none"}]
         for change in dict.fromkeys(record["change"] for record in own):
             group = [record for record in own if record["change"] == change]
             few = change == "clean images a class"
-            shown = group if few else [max(group, key=lambda record: abs(record["amount"]))]
-            for record in shown:
-                rows.append(
-                    (
-                        NAMES[dataset],
-                        change,
-                        f"{record['amount']:g}",
-                        *(
-                            "-" if record[key] is None else f"{record[key]:.4f}"
-                            for key in ("acc", "asr", "tpr", "fpr", "sia")
-                        ),
-                    )
-                )
+            shown += group if few else [min(group, key=lambda record: 1.0 if record["sia"] is None else record["sia"])]
+        for record in shown:
+            cells = (
+                "-" if record[key] is None else f"{record[key]:.4f}" for key in ("acc", "asr", "tpr", "fpr", "sia")
+            )
+            rows.append((NAMES[dataset], record["change"], f"{record['amount']:g}", *cells))
     return _table(("data", "change", "amount", "ACC", "ASR", "TPR", "FPR", "SIA"), rows)
 
 

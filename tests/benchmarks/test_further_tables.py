@@ -47,7 +47,7 @@ def test_ablation_has_a_row_for_each_idea_and_a_column_for_each_case() -> None:
     ]
 
 
-def test_robustness_shows_the_strongest_change_and_every_count() -> None:
+def test_robustness_shows_the_worst_of_each_change_and_every_count() -> None:
     def record(change: str, amount: float, tpr: float | None) -> dict[str, object]:
         return {
             "dataset": "mnist",
@@ -65,6 +65,7 @@ def test_robustness_shows_the_strongest_change_and_every_count() -> None:
         + [record("clean images a class", n, None if n == 5 else 0.9) for n in (10, 5)]
     )
     assert [(row[1], row[2], row[5]) for row in rows(text)] == [
-        ("noise", "16", "0.5000"), ("clean images a class", "10", "0.9000"), ("clean images a class", "5", "-"),
+        ("none", "0", "1.0000"), ("noise", "16", "0.5000"), ("clean images a class", "10", "0.9000"),
+        ("clean images a class", "5", "-"),
     ]  # fmt: skip
     assert robustness([]) == ""
