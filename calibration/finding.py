@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from inflight_edge.calibration.reversal.decision import (
+    ONE_WAY,
     P_VALUE,
     SMALL_MASK,
     Floats,
     anomaly_indices,
+    one_way_ratios,
+    one_way_targets,
     pair_ratios,
     perturbation_p_values,
     small_pairs,
@@ -35,7 +38,7 @@ from inflight_edge.calibration.reversal.perturbation import AdditionSettings, se
 __all__ = ["FOUND_BY", "Finding", "Method", "Searcher"]
 
 Method = Literal["auto", "neural-cleanse", "perturbation"]
-FOUND_BY = ("neural-cleanse", "neural-cleanse per source", "perturbation")
+FOUND_BY = ("neural-cleanse", "neural-cleanse per source", "perturbation", "one-way perturbation")
 MAX_CLASSES = 20  # of a search per pair of classes: with more classes there are too many pairs
 PAIR_STEPS, PAIR_BATCH = 150, 8
 HELD_OUT = 5  # every fifth image
@@ -47,7 +50,8 @@ class Finding:
     """Why a class is suspected.
 
     method  one of FOUND_BY.
-    score   the anomaly index of the mask; per source the pair's norm over the expected one; the p-value of the model.
+    score   the anomaly index of the mask; per source the pair's norm over the expected one; the p-value of the model; of
+            one-way additions the norm over that of the way back.
     """
 
     target: int
@@ -206,7 +210,26 @@ class Searcher:
         return result
 
     def perturbations(self) -> list[tuple[Finding, Estimate]]:
-        """The class with the smallest p-value of the additive search, where the model's is at most .05."""
+        """The class with the smallest p-value, where the model's is at most .05 and some way to it leads one way; then
+        those that one_way_targets names.
+        """
+        norms = self.addition_norms()
+        p_values = perturbation_p_values(norms)
+        first = int(np.argmin(p_values))
+        overall = float(-np.expm1(self.n_classes * np.log1p(-min(p_values[first], 1 - 1e-12))))
+        smallest = np.nanmin(one_way_ratios(norms), axis=0)
+        findings = [Finding(first, FOUND_BY[2], overall)] if overall <= P_VALUE and smallest[first] < ONE_WAY else []
+        named = {finding.target for finding in findings}
+        findings += [Finding(t, FOUND_BY[3], ratio) for t, ratio in one_way_targets(norms).items() if t not in named]
+        result = []
+        for finding in findings:
+            estimate = self.addition_to(finding.target, norms)
+            if finding.method == FOUND_BY[2] or estimate.success >= CONFIRMED:
+                result.append((finding, estimate))
+        return result
+
+    def addition_norms(self) -> Floats:
+        """(sources, targets): norm of the smallest addition that a search per pair finds; 1 on the diagonal."""
         pairs = list(permutations(range(self.n_classes), 2))
         settings = AdditionSettings()
         searches = [self.search(t, (s,)) for s, t in pairs]
@@ -217,18 +240,17 @@ class Searcher:
         norms = np.ones((self.n_classes, self.n_classes))
         for (s, t), addition in zip(pairs, found, strict=True):
             norms[s, t] = max(addition.norm, 1e-9)
-        p_values = perturbation_p_values(norms)
-        target = int(np.argmin(p_values))
-        overall = float(-np.expm1(self.n_classes * np.log1p(-min(p_values[target], 1 - 1e-12))))
-        if overall > P_VALUE:
-            return []
+        return norms
+
+    def addition_to(self, target: int, norms: Floats) -> AdditionEstimate:
+        """The addition to a target: from the nearest source, then from all that the first one sends there."""
         source = min(self.others(target), key=lambda s: norms[s, target])
         estimate = self.additions([target], [(source,)], success=0.9)[0]
         sources = self.transfer(estimate)
         if len(sources) > 1:
             everyone = len(sources) >= (self.n_classes - 1) / 2
             estimate = self.additions([target], [self.others(target) if everyone else sources], success=0.9)[0]
-        return [(Finding(target, FOUND_BY[2], overall), estimate)]
+        return estimate
 
 
 def _held_out(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
