@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from inflight_edge.calibration.reversal.decision import pair_ratios, perturbation_p_values, small_pairs
+from inflight_edge.calibration.reversal.decision import (
+    one_way_ratios,
+    one_way_targets,
+    pair_ratios,
+    perturbation_p_values,
+    small_pairs,
+)
 from inflight_edge.calibration.reversal.estimates import AdditionEstimate
 from inflight_edge.calibration.reversal.neural_cleanse import Search
 from inflight_edge.calibration.reversal.perturbation import AdditionSettings, search_additions
@@ -92,3 +98,49 @@ def test_ratios_by_hand() -> None:
     assert small_pairs(norms).sum() == 1
     assert small_pairs(norms)[1, 2]
     assert not small_pairs(np.outer(rows, columns)).any()
+
+
+def alike(seed: int, n_classes: int = 10) -> np.ndarray:
+    """Norms of classes that lie at points: the same there and back, but for some noise."""
+    rng = np.random.default_rng(seed)
+    points = rng.normal(size=(n_classes, 6))
+    return np.linalg.norm(points[:, None] - points[None], axis=2) * rng.lognormal(0.0, 0.1, (n_classes,) * 2) + 0.01
+
+
+def test_way_back_by_hand() -> None:
+    norms = np.array([[1.0, 2.0, 3.0], [4.0, 1.0, 8.0], [6.0, 2.0, 1.0]])
+    ratios = one_way_ratios(norms)
+    assert np.isnan(np.diag(ratios)).all()
+    assert (ratios[0, 1], ratios[1, 0], ratios[2, 0], ratios[2, 1]) == (0.5, 2.0, 2.0, 0.25)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_classes_that_are_alike_are_no_targets(seed: int) -> None:
+    norms = alike(seed)
+    norms[3, 6] = norms[6, 3] = 0.05  # two that are hardly told apart
+    assert one_way_targets(norms) == {}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_target_of_one_source_and_of_many_is_found(seed: int) -> None:
+    norms = alike(seed)
+    single = norms.copy()
+    single[2, 7] = 0.15 * single[7, 2]
+    assert one_way_targets(single) == {7: pytest.approx(0.15)}
+    many = norms.copy()
+    many[:, 7] = 0.3 * many[7]
+    assert list(one_way_targets(many)) == [7]
+
+
+def test_two_one_way_pairs_that_are_equally_strange_name_nothing() -> None:
+    norms = alike(0)
+    norms[2, 7], norms[4, 5] = 0.2 * norms[7, 2], 0.22 * norms[5, 4]
+    assert one_way_targets(norms) == {}
+
+
+def test_few_classes_have_no_median_to_go_by() -> None:
+    norms = np.ones((4, 4))
+    norms[:, 2] = 0.5
+    assert one_way_targets(norms) == {}
+    norms[1, 2] = 0.1
+    assert one_way_targets(norms) == {2: pytest.approx(0.1)}
