@@ -41,6 +41,7 @@ Method = Literal["auto", "neural-cleanse", "perturbation"]
 FOUND_BY = ("neural-cleanse", "neural-cleanse per source", "perturbation", "one-way perturbation")
 MAX_CLASSES = 20  # of a search per pair of classes: with more classes there are too many pairs
 PAIR_STEPS, PAIR_BATCH = 150, 8
+COARSE_STEPS, COARSE_BATCH = 200, 16
 HELD_OUT = 5  # every fifth image
 TRANSFER, CONFIRMED = 0.5, 0.8
 
@@ -64,6 +65,8 @@ class Searcher:
 
     fast, exact  images (N, channels, H, W) in 0..1 -> logits: for gradients, and to measure what was found.
     pixels       (N, channels, H, W) float32 in 0..255.      labels  (N,).
+    coarse       a step is dear: classes are compared after a short search, and only those named are searched at full length.
+                 ResNet-18 on CIFAR-10, WB multi-class: the target's mask is .03 of the median after 200 steps of 16 images, .41 after 100.
     """
 
     def __init__(
@@ -76,7 +79,10 @@ class Searcher:
         settings: Settings,
         seed: int,
         progress: bool,
+        *,
+        coarse: bool = False,
     ) -> None:
+        self.coarse = coarse
         self.fast, self.exact, self.pixels, self.labels = fast, exact, pixels, labels
         self.n_classes, self.settings, self.seed, self.progress = n_classes, settings, seed, progress
         self.held_out = _held_out(labels)
@@ -92,11 +98,15 @@ class Searcher:
         estimates: list[Estimate] = []
         findings: list[Finding] = []
         if method != "perturbation":
-            estimates = list(self.patches(list(range(self.n_classes)), others))
+            short = Settings(steps=min(COARSE_STEPS, self.settings.steps), batch=COARSE_BATCH) if self.coarse else None
+            estimates = list(self.patches(list(range(self.n_classes)), others, short))
             norms = np.array([e.norm for e in estimates])
             indices = anomaly_indices(norms)
             named = sorted(np.flatnonzero(suspicious(norms)).tolist(), key=lambda c: norms[c])
             findings = [Finding(c, FOUND_BY[0], float(indices[c])) for c in named]
+            if self.coarse and named:
+                for estimate in self.patches(named, [others[c] for c in named]):
+                    estimates[estimate.target] = estimate
             if 2 < self.n_classes <= MAX_CLASSES:
                 norms = self.pair_norms()
                 self._keep(estimates, findings, self.single_patches(norms))
@@ -127,12 +137,15 @@ class Searcher:
         code = self.seed * 7919 + target + 1009 * (sources[0] + 1 if len(sources) == 1 else 0) + 100_003 * salt
         return Search(target, self.images[torch.from_numpy(used)], code)
 
-    def patches(self, targets: list[int], sources: list[tuple[int, ...]]) -> list[PatchEstimate]:
+    def patches(
+        self, targets: list[int], sources: list[tuple[int, ...]], settings: Settings | None = None
+    ) -> list[PatchEstimate]:
         """The smallest patch to each target from its sources, with its success on held-out images."""
+        settings = settings or self.settings
         searches = [self.search(t, s) for t, s in zip(targets, sources, strict=True)]
-        total = len(searches) * self.settings.steps
+        total = len(searches) * settings.steps
         with tqdm(total=total, desc="patches", unit="step", disable=not self.progress) as bar:
-            found = search_patches(self.fast, searches, settings=self.settings, bar=bar)
+            found = search_patches(self.fast, searches, settings=settings, bar=bar)
         result = []
         for target, classes, patch in zip(targets, sources, found, strict=True):
             estimate = PatchEstimate(target, patch.mask.numpy(), patch.pattern.numpy(), patch.norm, 0.0, classes)

@@ -140,7 +140,9 @@ def inspect(
         with torch.autocast("cpu", torch.bfloat16):
             return classifier(((images * factor - mean) / std).contiguous(memory_format=torch.channels_last))[0].float()
 
-    searcher = Searcher(fast, logits, pixels, data.labels, classifier.n_classes, chosen, seed, progress)
+    searcher = Searcher(
+        fast, logits, pixels, data.labels, classifier.n_classes, chosen, seed, progress, coarse=not small
+    )
     with one_thread_if_small(classifier):
         estimates, findings = searcher.run(method, targets or ())
     indices = anomaly_indices(np.array([e.norm for e in estimates]))

@@ -44,6 +44,30 @@ def test_the_target_is_found_without_a_hint(inspection: Inspection, victim: Pois
     np.testing.assert_allclose(inspection.indices, anomaly_indices(np.array([e.norm for e in inspection.estimates])))
 
 
+def test_a_large_network_is_compared_coarsely_and_searched_at_length_where_named(
+    classifier: Classifier, victim: Poisoned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[tuple[list[int], int]] = []
+    search = Searcher.patches
+
+    def patches(
+        self: Searcher, targets: list[int], sources: list[tuple[int, ...]], settings: Settings | None = None
+    ) -> list[PatchEstimate]:
+        lengths.append((targets, (settings or self.settings).steps))
+        return search(self, targets, sources, settings)
+
+    monkeypatch.setattr(Searcher, "patches", patches)
+    monkeypatch.setattr(Searcher, "pair_norms", lambda self: np.ones((N_CLASSES, N_CLASSES)))
+    monkeypatch.setattr("inflight_edge.calibration.inspection.is_small", lambda classifier: False)
+    monkeypatch.setattr("inflight_edge.calibration.inspection._has_bfloat16", lambda: False)
+    found = inspect(
+        classifier, victim.defence, PREPROCESS, settings=Settings(steps=220), method="neural-cleanse", progress=False
+    )
+    assert found.suspects == (TARGET,)
+    assert lengths == [(list(range(N_CLASSES)), 200), ([TARGET], 220)]
+    assert found.estimates[TARGET].success > 0.9
+
+
 def test_an_inspection_depends_on_the_seed_alone(classifier: Classifier, victim: Poisoned) -> None:
     settings = Settings(steps=12)
     one, two, other = (
@@ -74,10 +98,10 @@ def test_a_told_target_that_hides_gets_the_patch_of_its_likeliest_source(
     norms[4, 1] = 2.0
     pooled = Searcher.patches
 
-    def patches(self: Searcher, targets: list[int], by: list[tuple[int, ...]]) -> list[PatchEstimate]:
+    def patches(self: Searcher, targets: list[int], by: list[tuple[int, ...]], *rest: Any) -> list[PatchEstimate]:
         if targets == [1]:
             return [told(success, 1, by[0])]
-        return [replace(e, norm=20.0) for e in pooled(self, targets, by)]
+        return [replace(e, norm=20.0) for e in pooled(self, targets, by, *rest)]
 
     monkeypatch.setattr(Searcher, "pair_norms", lambda self: norms.copy())
     monkeypatch.setattr(Searcher, "single_patches", lambda self, norms: [])
