@@ -66,7 +66,8 @@ class Searcher:
     fast, exact  images (N, channels, H, W) in 0..1 -> logits: for gradients, and to measure what was found.
     pixels       (N, channels, H, W) float32 in 0..255.      labels  (N,).
     coarse       a step is dear: classes are compared after a short search, and only those named are searched at full length.
-                 ResNet-18 on CIFAR-10, WB multi-class: the target's mask is .03 of the median after 200 steps of 16 images, .41 after 100.
+                 ResNet-18 on CIFAR-10, WB multi-class: the target's mask is .03 of the median after 200 steps of 16
+                 images, .41 after 100.
     """
 
     def __init__(
