@@ -64,6 +64,12 @@ cdef extern from "Python.h":
     ctypedef struct PyMemberDescrObject:
         PyMemberDef *d_member
 
+# What a verdict is made of, in C variables: a module's dictionary may have left the caches.
+cdef object MADE = Verdict
+cdef tuple CODES = DECISIONS
+if CODES[0] is not Decision.INVALID:
+    raise ImportError("DECISIONS: expected INVALID first, as in ife_verdict")
+
 # Where a Verdict's slots are: an object's own __init__ goes through the interpreter seven times, which costs more than
 # the scores after a large network has emptied the caches.
 cdef struct Slots:
@@ -222,10 +228,10 @@ cdef class CpuBackend:
                 ife_explain(self.scorer, source, target, &verdict)
             else:
                 ife_judge(self.scorer, source, &verdict)
-        if DECISIONS[verdict.decision] is Decision.INVALID:
+        if verdict.decision == 0:  # the first of DECISIONS
             return None
-        cdef object result = (<PyTypeObject *>Verdict).tp_alloc(<PyTypeObject *>Verdict, 0)
-        _set(result, SLOTS.decision, DECISIONS[verdict.decision])
+        cdef object result = (<PyTypeObject *>MADE).tp_alloc(<PyTypeObject *>MADE, 0)
+        _set(result, SLOTS.decision, CODES[verdict.decision])
         _set(result, SLOTS.predicted, self.target)
         _set(result, SLOTS.source, None if verdict.source < 0 else verdict.source)
         _set(result, SLOTS.margin, verdict.margin)
