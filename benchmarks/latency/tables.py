@@ -180,16 +180,18 @@ def _frames(records: list[Record]) -> list[str]:
     for network in dict.fromkeys(r["kind"].partition("/")[0] for r in chosen):
         named = {r["kind"].partition("/")[2]: r for r in chosen if r["kind"].startswith(f"{network}/")}
         whole = {name.partition("/")[0]: r for name, r in named.items() if name.endswith("/whole")}
+        whole.pop("alone", None)
         bare = whole["bare"]["p50_ns"]
         rows = [(name, *_durations(r), _ratio(r["p50_ns"] / max(1, bare))) for name, r in sorted(
             whole.items(), key=lambda item: item[1]["p50_ns"])]  # fmt: skip
         parts.append(table(("defence", *_HEADER, "p50 / bare"), rows, f"Whole frame, {network}:"))
-        stages = {name.partition("/")[2]: r for name, r in named.items() if name.startswith("guard/")}
-        engine = max(1, stages["engine"]["p50_ns"])
-        rows = [(name, *_durations(r), *(f"{100 * r[key] / engine:.2f} %" for key in ("p50_ns", "p99_ns")))
-                for name, r in stages.items()]  # fmt: skip
-        header = ("stage", *_HEADER, "p50 / engine's p50", "p99 / engine's p50")
-        parts.append(table(header, rows, f"Stages with the guard, {network}:"))
+        for loop, where in (("alone", "in a loop of its own, as on a device"), ("guard", "between the other defences")):
+            stages = {name.partition("/")[2]: r for name, r in named.items() if name.startswith(f"{loop}/")}
+            engine = max(1, stages["engine"]["p50_ns"]) if stages else 1
+            rows = [(name, *_durations(r), *(f"{100 * r[key] / engine:.2f} %" for key in ("p50_ns", "p99_ns")))
+                    for name, r in stages.items()]  # fmt: skip
+            header = ("stage", *_HEADER, "p50 / engine's p50", "p99 / engine's p50")
+            parts.append(table(header, rows, f"Stages of the guarded classifier, {network}, {where}:"))
     return parts
 
 

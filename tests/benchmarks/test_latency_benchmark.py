@@ -68,7 +68,7 @@ def test_every_timed_backend_was_compared_first(result: dict[str, Any]) -> None:
 
 def test_frames_have_every_defence_and_stage(result: dict[str, Any]) -> None:
     names = {r["kind"] for r in result["records"] if r["group"] == "frame"}
-    stages = {f"lenet5/guard/{name}" for name in STAGES}
+    stages = {f"lenet5/{loop}/{name}" for loop in ("guard", "alone") for name in STAGES}
     assert names == stages | {f"lenet5/{name}/whole" for name in ("bare", "nc_filter", "b3d", "strip")}
 
 
@@ -152,7 +152,7 @@ def test_tables_and_plots_come_from_the_file(result: dict[str, Any], tmp_path: P
     assert text.endswith("<!-- latency:end -->\nafter\n")
     assert "old" not in text
     for title in ("Log-likelihoods, diagonal:", "Verdict (`ife_judge`), one frame:", "Roofline, one frame:",
-                  "Whole frame, lenet5:", "Stages with the guard, lenet5:"):  # fmt: skip
+                  "Whole frame, lenet5:", "Stages of the guarded classifier, lenet5, between"):  # fmt: skip
         assert title in text
 
 
