@@ -23,6 +23,7 @@ DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", 
 README, ARCHITECTURE, CONTRIBUTING, CHANGELOG, SECURITY = ((ROOT / name).read_text() for name in DOCUMENTS)
 OTHER_PROGRAMS = {
     "--plot",
+    "--url",
     "--set",
     "--dataset",
     "--attack",
