@@ -86,10 +86,17 @@ INLINE void score_rows(const ife_scorer *scorer, const float *features, size_t n
     ife_lse open[MAX_FRAMES];
     for (size_t f = 0; f < n_frames; ++f) open[f] = (ife_lse){-INFINITY, 0.0f};
     int32_t row = first_row;
-    for (int32_t first = scorer->offsets[first_row]; first < scorer->offsets[end_row]; first += CHUNK) {
+    for (int32_t first = scorer->offsets[first_row], step; first < scorer->offsets[end_row]; first += step) {
         const int32_t left = scorer->offsets[end_row] - first;
-        const int32_t count = left < CHUNK ? left : CHUNK;
+        int32_t count = left < CHUNK ? left : CHUNK;
         int32_t next = row;
+        /* Whole rows where one fits: a row adds in the same order whatever rows are scored with it. */
+        if (count < left) {
+            int32_t last = row;
+            while (scorer->offsets[last + 1] <= first + count) ++last;
+            if (last > row) count = scorer->offsets[last] - first;
+        }
+        step = count;
         chunk_distances(scorer, features, n_frames, with, first, first + count, a, b, finite, totals);
         for (size_t f = 0; f < n_frames; ++f) {
             const bool one_each = scorer->n_rows == scorer->n_components;

@@ -54,6 +54,16 @@ def assert_twins(guard: Guard, frames: FloatArray, backend: str) -> None:
             assert abs(want.margin) <= bound or decision is want.decision
 
 
+@pytest.mark.parametrize("components", [3, 50, 150])
+def test_a_row_is_the_same_alone_and_among_many_rows(rng: np.random.Generator, backend: str, components: int) -> None:
+    """23 rows of three components lie on both sides of the 64 that are added up together; 150 are more than that."""
+    if backend in EMULATED:
+        pytest.skip("emulated: minutes")
+    for _ in range(20):
+        guard = random_guard(rng, "full", 23, components, 1)
+        assert_twins(guard, random_features(rng, guard, 10), backend)
+
+
 @kinds
 def test_verdict_is_that_of_decide(backend: str, kind: Kind) -> None:
     slow = backend in EMULATED
