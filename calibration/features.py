@@ -39,4 +39,4 @@ def _run(
         return network.run(inputs)
     with torch.inference_mode():
         logits, features = network(torch.from_numpy(inputs))
-    return logits.numpy(), features.numpy()
+    return logits.float().numpy(), features.float().numpy()  # under autocast they are bfloat16

@@ -24,7 +24,7 @@ from inflight_edge.preprocess import Preprocess
 SETTINGS = ("none", "single", "multi", "all")
 _LENET = Recipe(epochs=12, max_rate=0.05)
 _RESNET = Recipe(epochs=10, low_epochs=6, max_rate=0.2, crop=4, flip=True, bfloat16=True)
-_VGG = Recipe(epochs=40, max_rate=0.05, batch=32, crop=2)
+_VGG = Recipe(epochs=40, max_rate=0.05, batch=32, crop=2, bfloat16=True)
 # Li et al. 2022: 150 epochs of batches of 32, learning rate .1, halved every 50 epochs; for machines with a GPU's time.
 _PAPER = {"epochs": 150, "batch": 32, "max_rate": 0.1, "halve_every": 50, "low_epochs": 0, "bfloat16": False}
 RECIPES = ("fast", "paper")

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from inflight_edge.calibration.datasets import ImageSet
-from inflight_edge.calibration.finding import Searcher
+from inflight_edge.calibration.finding import COARSE, COARSE_PAIR, Searcher
 from inflight_edge.calibration.inspection import Inspection, check_accuracy, inspect, read_inspection
 from inflight_edge.calibration.model import Classifier
 from inflight_edge.calibration.reversal.decision import anomaly_indices, suspicious
@@ -57,14 +57,17 @@ def test_a_large_network_is_compared_coarsely_and_searched_at_length_where_named
         return search(self, targets, sources, settings)
 
     monkeypatch.setattr(Searcher, "patches", patches)
-    monkeypatch.setattr(Searcher, "pair_norms", lambda self: np.ones((N_CLASSES, N_CLASSES)))
+    of_pairs: list[Settings] = []
+    ones = np.ones((N_CLASSES, N_CLASSES))
+    monkeypatch.setattr(Searcher, "pair_norms", lambda self: (of_pairs.append(self.quick), ones)[1])
     monkeypatch.setattr("inflight_edge.calibration.inspection.is_small", lambda classifier: False)
     monkeypatch.setattr("inflight_edge.calibration.inspection._has_bfloat16", lambda: False)
     found = inspect(
         classifier, victim.defence, PREPROCESS, settings=Settings(steps=220), method="neural-cleanse", progress=False
     )
     assert found.suspects == (TARGET,)
-    assert lengths == [(list(range(N_CLASSES)), 200), ([TARGET], 220)]
+    assert lengths == [(list(range(N_CLASSES)), COARSE.steps), ([TARGET], 220)]
+    assert of_pairs == [COARSE_PAIR]
     assert found.estimates[TARGET].success > 0.9
 
 
