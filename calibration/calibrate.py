@@ -19,7 +19,7 @@ from inflight_edge.calibration.features import extract
 from inflight_edge.calibration.inspection import Inspection, check_accuracy
 from inflight_edge.calibration.model import Classifier
 from inflight_edge.calibration.precision import to_fp16, to_int8
-from inflight_edge.calibration.selection import fit, select
+from inflight_edge.calibration.selection import Choice, fit, select
 from inflight_edge.engines.onnxruntime import OnnxRuntimeEngine
 from inflight_edge.errors import DataError, ModelError, OptionError
 from inflight_edge.guard import Guard
@@ -48,6 +48,9 @@ def calibrate(
 ) -> Bundle:
     """Fit a guard for every suspected target and assemble the bundle.
 
+    Where the classifier offers other feature layers, the ones whose held-out errors are lowest are taken: first of the
+    verdict, then of the source, then the fewest features.
+
     data        clean labelled images.    targets  classes to guard; None takes the inspection's suspects.
     precisions  of the classifier's arithmetic, of PRECISIONS; fp32 is always there.  Each has guards of its own.
     Raises OptionError without any target, DataError or ModelError when data or model do not fit.
@@ -65,10 +68,13 @@ def calibrate(
     data.check_labels(classifier.n_classes, every_class=True)
     pixels = data.pixels(preprocess)
     accuracy = check_accuracy(classifier, pixels, data, preprocess)
+    case = _Case(data, pixels, preprocess, inspection, chosen, seed, progress)
+    tried = [(network, _choose(case, network)) for network in (classifier, *classifier.others)]
+    tried.sort(key=lambda pair: (*_errors(pair[1]), pair[0].n_features))
+    classifier, choices = tried[0]
     model = export_onnx(classifier)
     parity = check_parity(classifier, model, preprocess.normalise(pixels[_spread(len(pixels), 64)]))
-    case = _Case(data, pixels, preprocess, inspection, chosen, seed, progress)
-    first = _fit(case, classifier, "fp32")
+    first = _fit(case, classifier, choices, "fp32")
     variants, reports = {}, {}
     for precision in [name for name in PRECISIONS[1:] if name in precisions]:
         converted = _CONVERT[precision](model, preprocess.normalise(pixels[_spread(len(pixels), 512)]))
@@ -76,7 +82,7 @@ def calibrate(
         agreement = _agreement(
             precision, extract(engine, pixels, preprocess)[0], extract(classifier, pixels, preprocess)[0]
         )
-        fitted = _fit(case, engine, precision)
+        fitted = _fit(case, engine, _choose(case, engine), precision)
         variants[precision] = Variant(converted, fitted.guards, fitted.self_test)
         reports[precision] = {"top1_agreement": agreement, "guards": fitted.report}
     metrics = {
@@ -85,6 +91,11 @@ def calibrate(
         "parity": parity,
         "inspection": inspection.rows(),
         "guards": first.report,
+        "feature_layers": [
+            {"feature_layer": network.feature_layer, "n_features": network.n_features}
+            | dict(zip(("verdict_error", "source_error"), _errors(options), strict=True))
+            for network, options in tried
+        ],
         **({"precisions": reports} if reports else {}),
     }
     names = inspection.class_names or tuple(str(c) for c in range(classifier.n_classes))
@@ -115,49 +126,81 @@ class _Case:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Chosen:
+    """The density chosen for a target, and what it is fitted to.
+
+    features, labels  (N, D) and (N,): clean ones of the target, triggered ones of the other classes.
+    success  share of the source classes' images that the estimated pattern sends to the target.
+    """
+
+    target: int
+    features: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    success: float
+    choice: Choice
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Fitted:
     guards: tuple[Guard, ...]
     report: list[dict[str, Any]]
     self_test: SelfTest
 
 
-def _fit(case: _Case, network: Classifier | OnnxRuntimeEngine, precision: str) -> _Fitted:
-    """Guards and self-test on the features of one network."""
-    data, pixels, preprocess = case.data, case.pixels, case.preprocess
+def _choose(case: _Case, network: Classifier | OnnxRuntimeEngine) -> list[_Chosen]:
+    """The density of each target on the features of one network."""
+    result = []
+    for target in case.targets:
+        others = case.data.labels != target
+        triggered = case.pixels.copy()
+        triggered[others] = case.inspection.estimates[target].embed(case.pixels[others])
+        logits, features = extract(network, triggered, case.preprocess, progress=case.progress)
+        if not np.isfinite(features).all():
+            raise DataError(f"{case.data.origin}: the model's features are not finite; check --scale, --mean and --std")
+        predicted = logits.argmax(1)
+        used = judged(predicted, case.data.labels, target)
+        choice = select(features[used], case.data.labels[used], target, seed=case.seed, progress=case.progress)
+        # Densities are of all other classes, as published: a single-class trigger spills over to some of them.
+        own = np.isin(case.data.labels, case.inspection.estimates[target].sources)
+        success = float((predicted[own] == target).mean())
+        result.append(_Chosen(target, features[used], case.data.labels[used], success, choice))
+    return result
+
+
+def _errors(choices: list[_Chosen]) -> tuple[float, float]:
+    """Held-out errors of the verdict and of the source, means over the targets."""
+    best = [chosen.choice.best for chosen in choices]
+    return float(np.mean([t.verdict_error for t in best])), float(np.mean([t.source_error for t in best]))
+
+
+def _fit(case: _Case, network: Classifier | OnnxRuntimeEngine, choices: list[_Chosen], precision: str) -> _Fitted:
+    """Guards of the chosen densities and a self-test on the features of one network."""
+    pixels = case.pixels
+    step = max(1, len(pixels) // 4)
     guards: list[Guard] = []
     report: list[dict[str, Any]] = []
     frames: list[NDArray[np.float32]] = []
-    for target in case.targets:
-        others = data.labels != target
-        triggered = pixels.copy()
-        triggered[others] = case.inspection.estimates[target].embed(pixels[others])
-        logits, features = extract(network, triggered, preprocess, progress=case.progress)
-        if not np.isfinite(features).all():
-            raise DataError(f"{data.origin}: the model's features are not finite; check --scale, --mean and --std")
-        predicted = logits.argmax(1)
-        used = judged(predicted, data.labels, target)
-        choice = select(features[used], data.labels[used], target, seed=case.seed, progress=case.progress)
-        guards.append(fit(features[used], data.labels[used], target, choice))
-        # Densities are of all other classes, as published: a single-class trigger spills over to some of them.
-        own = np.isin(data.labels, case.inspection.estimates[target].sources)
-        success = float((predicted[own] == target).mean())
-        entry = {"target": target, "asr_estimated": success, "density": choice.as_dict()}
+    for chosen in choices:
+        target, choice = chosen.target, chosen.choice
+        embed = case.inspection.estimates[target].embed
+        others = np.flatnonzero(case.data.labels != target)
+        guards.append(fit(chosen.features, chosen.labels, target, choice))
+        entry = {"target": target, "asr_estimated": chosen.success, "density": choice.as_dict()}
         if precision == PRECISIONS[0]:  # one is enough for people, and the manifest is bounded
-            example = int(np.flatnonzero(others)[0])
             entry["evidence"] = guard_evidence(
-                pixels[example],
-                triggered[example],
-                features[used],
-                data.labels[used],
+                pixels[others[0]],
+                embed(pixels[others[:1]])[0],
+                chosen.features,
+                chosen.labels,
                 target,
                 choice,
                 n_guards=len(case.targets),
                 seed=case.seed,
             )
         report.append(entry)
-        frames.extend((triggered[~others][:2], triggered[others][:: max(1, len(pixels) // 4)]))
-    frames.append(pixels[:: max(1, len(pixels) // 4)])
-    test = _self_test(network, preprocess, guards, np.concatenate(frames), *_CLEAR[precision])
+        frames.extend((pixels[case.data.labels == target][:2], embed(pixels[others[::step]])))
+    frames.append(pixels[::step])
+    test = _self_test(network, case.preprocess, guards, np.concatenate(frames), *_CLEAR[precision])
     return _Fitted(tuple(guards), report, test)
 
 

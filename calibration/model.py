@@ -7,13 +7,14 @@ import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, fx
 
 from inflight_edge.calibration.graph import (
+    PENULTIMATE,
     REMEDY,
     feature_nodes,
     free_batch,
@@ -40,6 +41,7 @@ class Classifier:
     input_shape    (channels, height, width).
     feature_layer  name of the graph node whose value the features are; several joined by ``+``.
     fixed_batch    batch size the graph is bound to, None when any N works.
+    others         the same classifier with other feature layers to choose from; none where a layer was asked for.
     """
 
     graph: fx.GraphModule
@@ -48,6 +50,7 @@ class Classifier:
     n_features: int
     feature_layer: str
     fixed_batch: int | None
+    others: tuple[Classifier, ...] = ()
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (N, classes) and features (N, D) of normalised images (N, channels, height, width), any N >= 1."""
@@ -129,13 +132,24 @@ def classifier_from_program(
     image_shape    (channels, height, width) of the data, used where the program leaves a size open.
     feature_layer  name of a graph node or of a module, several joined by ``+``; ``penultimate`` is the input of the last
                    linear layer; None takes the hidden fully connected layers before it (before their activation), or
-                   that input where there are none.
+                   that input where there are none, and offers the others of these as ``others``.
     Raises ModelError when the program is not an image classifier.
     """
     module = program.module(check_guards=False)
     module.requires_grad_(False)
-    image_input = input_node(module.graph)
     refuse_training_mode(module.graph)
+    classifier = _with_layers(module, image_shape, feature_layer)
+    if feature_layer is not None:
+        return classifier
+    last = classifier.feature_layer.partition("+")[0]
+    others = [_with_layers(module, image_shape, name) for name in (last, PENULTIMATE)]
+    distinct = {other.feature_layer: other for other in others if other.feature_layer != classifier.feature_layer}
+    return replace(classifier, others=tuple(distinct.values()))
+
+
+def _with_layers(module: fx.GraphModule, image_shape: tuple[int, int, int], feature_layer: str | None) -> Classifier:
+    """The classifier of an unlifted program with the features of certain layers."""
+    image_input = input_node(module.graph)
     shape, batch = input_shape(image_input, image_shape)
     rank = len(image_input.meta["val"].shape)
     output = logits_node(module.graph)

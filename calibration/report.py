@@ -77,10 +77,23 @@ def _head(bundle: Bundle, name: str) -> str:
         ("classes", str(len(bundle.class_names))),
         ("input", f"{shape[0]} x {shape[1]} x {shape[2]}"),
         ("features", f"{bundle.n_features}, {bundle.feature_layer}"),
+        *_layers(metrics.get("feature_layers")),
         ("clean images used", _number(metrics.get("n_images"))),
         ("clean accuracy on them", _number(metrics.get("accuracy"))),
     ]
     return _section("The bundle", _table(("", ""), facts))
+
+
+def _layers(tried: object) -> list[tuple[str, str]]:
+    """The feature layers that were compared, where there were several."""
+    if not isinstance(tried, list) or len(tried) < 2:
+        return []
+    texts = [
+        f"{entry.get('feature_layer')}: {_number(entry.get('verdict_error'))}, {_number(entry.get('source_error'))}"
+        for entry in tried
+        if isinstance(entry, dict)
+    ]
+    return [("feature layers compared: held-out error of the verdict, of the source", "; ".join(texts))]
 
 
 def _measured(evaluation: Mapping[str, Any] | None) -> str:

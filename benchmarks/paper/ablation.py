@@ -19,14 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedKFold
 
-from benchmarks.paper.classifiers import Experiment, experiment_parser, with_experiment
+from benchmarks.paper.classifiers import Experiment, experiment_parser, inspected, with_experiment
 from inflight_edge import InflightError
 from inflight_edge._text import table
-from inflight_edge.calibration.calibrate import judged
+from inflight_edge.calibration.calibrate import calibrate, judged
 from inflight_edge.calibration.demo import export_program
 from inflight_edge.calibration.density import GuardEstimator, best_other, margins
 from inflight_edge.calibration.features import extract
-from inflight_edge.calibration.inspection import inspect
+from inflight_edge.calibration.inspection import Inspection
 from inflight_edge.calibration.model import Classifier, load_classifier
 from inflight_edge.calibration.selection import Candidate, select
 from inflight_edge.scoring.reference import log_likelihoods
@@ -40,13 +40,14 @@ DIAGONAL = Candidate("diagonal", 1, 1e-6)
 class Idea:
     """One change of the paper's plain mixture.
 
-    layer     of LAYERS.      density  None: chosen by cross-fitting among all forms, as shipped.
+    layer     of LAYERS; None: chosen by cross-fitting among all on offer, as shipped.
+    density   None: chosen by cross-fitting among all forms, as shipped.
     copies    further samples: images shifted by one pixel, or the pattern at other strengths; "" for none.
     project   remove the direction of the estimated trigger before the source is inferred.
     """
 
     name: str
-    layer: str = "paper"
+    layer: str | None = "paper"
     density: Candidate | None = DIAGONAL
     copies: str = ""
     project: bool = False
@@ -63,7 +64,8 @@ IDEAS = (
     Idea("pattern at several strengths", copies="strength"),
     Idea("trigger's direction removed", project=True),
     Idea("density chosen by cross-fitting", density=None),
-    Idea("shipped: joined layers and the chosen density", layer="joined", density=None),
+    Idea("joined layers and the chosen density", layer="joined", density=None),
+    Idea("shipped: layers and density chosen by cross-fitting", layer=None, density=None),
 )
 
 
@@ -92,12 +94,22 @@ def measure(case: Experiment) -> list[dict[str, Any]]:
             name: load_classifier(program, image_shape=case.defence.image_shape, feature_layer=layer)
             for name, layer in LAYERS.items()
         }
-    inspection = inspect(classifiers["joined"], case.defence, case.preprocess, seed=case.seed)
+    inspection = inspected(case, classifiers["joined"])
     if not inspection.suspects:
         raise InflightError("no class is suspected: there is no pattern to work with")
     target = inspection.suspects[0]
     embed = inspection.estimates[target].embed
-    return [{"idea": idea.name, **_measure(idea, case, classifiers[idea.layer], target, embed)} for idea in IDEAS]
+    shipped = _chosen(case, classifiers["joined"], inspection)
+    return [
+        {"idea": idea.name, **_measure(idea, case, classifiers.get(idea.layer or "", shipped), target, embed)}
+        for idea in IDEAS
+    ]
+
+
+def _chosen(case: Experiment, classifier: Classifier, inspection: Inspection) -> Classifier:
+    """The classifier with the feature layers that a calibration takes."""
+    layer = calibrate(classifier, case.defence, inspection, seed=case.seed, progress=False).feature_layer
+    return next(option for option in (classifier, *classifier.others) if option.feature_layer == layer)
 
 
 def _measure(
@@ -118,7 +130,7 @@ def _measure(
         kept = ~np.isin(groups % case.defence.labels.size, own_groups[held])
         rows, sources = _score(idea, features[kept], labels[kept], features[original][held], target, density, direction)
         scores[held], guesses[held] = rows, sources
-    record = {"density": str(density)}
+    record = {"density": str(density), "feature_layer": classifier.feature_layer}
     record |= _errors(scores, guesses, labels[original], target, "held_out_error", "held_out_source_error")
     sources_test = case.test.subset(np.isin(case.test.labels, [c for c in case.sources if c != target]))
     stamped = case.trigger.embed(np.asarray(sources_test.images)).transpose(0, 3, 1, 2).astype(np.float32)

@@ -16,6 +16,8 @@ from torch import nn
 
 from inflight_edge.calibration.attacks import Trigger, make_trigger, poison
 from inflight_edge.calibration.datasets import ImageSet, load_standard, split_defence
+from inflight_edge.calibration.inspection import Inspection, inspect, read_inspection
+from inflight_edge.calibration.model import Classifier
 from inflight_edge.calibration.networks import make_network
 from inflight_edge.calibration.threads import torch_threads
 from inflight_edge.calibration.train import Recipe, train
@@ -61,7 +63,10 @@ STANDIN_TRAINING, STANDIN_TEST = 80, 105
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Experiment:
-    """One attacked classifier with its data: the defender's clean images and the held-out ones never overlap."""
+    """One attacked classifier with its data: the defender's clean images and the held-out ones never overlap.
+
+    runs: folder that keeps what is dear, None to keep nothing.
+    """
 
     name: str
     dataset: str
@@ -77,6 +82,7 @@ class Experiment:
     recipe: Recipe
     clean_training: ImageSet
     target: int
+    runs: Path | None = None
 
     @property
     def sources(self) -> list[int]:
@@ -129,8 +135,24 @@ def experiment(
     defence, rest = split_defence(held_out.labels, chosen.per_class, seed)
     return Experiment(
         name, dataset, chosen.network, attack, setting, seed, network, preprocess, trigger,
-        held_out.subset(defence), held_out.subset(rest), how, training, chosen.target,
+        held_out.subset(defence), held_out.subset(rest), how, training, chosen.target, runs,
     )  # fmt: skip
+
+
+def inspected(case: Experiment, classifier: Classifier, *, progress: bool = True) -> Inspection:
+    """The inspection of a case's classifier, kept beside its checkpoint: of a large one it takes most of the time.
+
+    After a change of the searches, remove the file.
+    """
+    kept = None if case.runs is None else case.runs / f"{case.name}.inspection" / "patterns.safetensors"
+    if kept is not None and kept.exists():
+        return read_inspection(kept)
+    # All to all: a search that compares classes finds none standing out.
+    targets = sorted({int(c) for c in case.test.labels}) if case.setting == "all" else None
+    found = inspect(classifier, case.defence, case.preprocess, targets=targets, seed=case.seed, progress=progress)
+    if kept is not None:
+        found.save(kept.parent)
+    return found
 
 
 def experiment_parser(program: str, description: str | None) -> argparse.ArgumentParser:

@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.paper.classifiers import DATASETS, Experiment, experiment
+from benchmarks.paper.classifiers import DATASETS, experiment, inspected
 from benchmarks.paper.others import other_defences, patching
 from inflight_edge.calibration.demo import export_program, measure
-from inflight_edge.calibration.inspection import Inspection, inspect, read_inspection
 from inflight_edge.calibration.model import load_classifier
 from inflight_edge.calibration.threads import torch_threads
 from inflight_edge.calibration.train import predict
@@ -94,7 +93,9 @@ def _measure(setting: Setting, data: Path, runs: Path | None, progress: bool) ->
             started=started,
             seed=setting.seed,
             progress=progress,
-            inspection=_inspection(case, program, runs, progress),
+            inspection=inspected(
+                case, load_classifier(program, image_shape=case.defence.image_shape), progress=progress
+            ),
         )
         others = []
         if setting.setting in ("single", "multi"):
@@ -119,23 +120,6 @@ def _measure(setting: Setting, data: Path, runs: Path | None, progress: bool) ->
     shared = {key: figures[key] for key in ("acc", "acc_source", "asr", "asr_estimated")}
     guard = {"detector": "guard", **figures, "suspects": inspection["suspects"]}
     return [{**dict.fromkeys(KEYS), **identity, **shared, **record} for record in (guard, *others)]
-
-
-def _inspection(case: Experiment, program: Path, runs: Path | None, progress: bool) -> Inspection:
-    """The inspection of a classifier, kept beside its checkpoint: of a large one it takes most of the time.
-
-    After a change of the searches, remove the file.
-    """
-    kept = None if runs is None else runs / f"{case.name}.inspection" / "patterns.safetensors"
-    if kept is not None and kept.exists():
-        return read_inspection(kept)
-    classifier = load_classifier(program, image_shape=case.defence.image_shape)
-    # All to all: a search that compares classes finds none standing out.
-    targets = sorted({int(c) for c in case.test.labels}) if case.setting == "all" else None
-    found = inspect(classifier, case.defence, case.preprocess, targets=targets, seed=case.seed, progress=progress)
-    if kept is not None:
-        found.save(kept.parent)
-    return found
 
 
 def _commit() -> str:

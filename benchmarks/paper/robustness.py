@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from benchmarks.paper.classifiers import Experiment, experiment_parser, with_experiment
+from benchmarks.paper.classifiers import Experiment, experiment_parser, inspected, with_experiment
 from inflight_edge import Detector, InflightError
 from inflight_edge._text import table
 from inflight_edge.calibration.calibrate import calibrate
@@ -112,7 +112,7 @@ def measure(case: Experiment) -> list[dict[str, Any]]:
     def add(change: str, amount: float, figures: dict[str, Any]) -> None:
         records.append({**identity, "change": change, "amount": amount, **figures})
 
-    inspection = inspect(classifier, case.defence, case.preprocess, seed=case.seed)
+    inspection = inspected(case, classifier)
     detector = Detector(calibrate(classifier, case.defence, inspection, seed=case.seed))
     clean, triggered = frames(case)
     for name, (change, amounts) in CHANGES.items():

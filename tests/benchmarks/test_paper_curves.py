@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,11 +30,11 @@ def case() -> Experiment:
 
 @pytest.fixture
 def known_inspection(monkeypatch: pytest.MonkeyPatch) -> None:
-    def inspected(*_: object, **__: object) -> Inspection:
+    def found(*_: object, **__: object) -> Inspection:
         return poisoned.inspected()
 
-    monkeypatch.setattr(robustness, "inspect", inspected)
-    monkeypatch.setattr(ablation, "inspect", inspected)
+    monkeypatch.setattr(robustness, "inspect", found)
+    monkeypatch.setattr(classifiers, "inspect", found)
 
 
 def images() -> np.ndarray:
@@ -98,6 +99,19 @@ def test_every_idea_is_judged_on_held_out_estimates_and_true_triggers(
     shipped = records[-1]
     assert shipped["tpr"] > 0.95
     assert shipped["held_out_error"] <= records[0]["held_out_error"]
+
+
+@pytest.mark.usefixtures("known_inspection")
+def test_an_inspection_is_kept_beside_the_checkpoint(
+    case: Experiment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kept = replace(case, runs=tmp_path)
+    first = classifiers.inspected(kept, poisoned.classifier())
+    assert (tmp_path / "digits.inspection" / "patterns.safetensors").exists()
+    monkeypatch.setattr(classifiers, "inspect", lambda *_, **__: pytest.fail("inspected again"))
+    again = classifiers.inspected(kept, poisoned.classifier())
+    assert again.suspects == first.suspects
+    np.testing.assert_array_equal(again.estimates[poisoned.TARGET].mask, first.estimates[poisoned.TARGET].mask)
 
 
 @pytest.mark.parametrize("program", [ablation, robustness], ids=["ablation", "robustness"])

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bundles import assert_same
-from poisoned import N_CLASSES, PREPROCESS, SIZE, TARGET, Poisoned
+from poisoned import N_CLASSES, PREPROCESS, SIZE, TARGET, Poisoned, write_program
 
 from inflight_edge import Bundle, DataError, Detector, OptionError, Preprocess, read_bundle, write_bundle
 from inflight_edge.calibration.calibrate import calibrate
 from inflight_edge.calibration.evaluate import evaluate
 from inflight_edge.calibration.inspection import Inspection
-from inflight_edge.calibration.model import Classifier
+from inflight_edge.calibration.model import Classifier, classifier_from_program, load_program
 from inflight_edge.verify import verify
 
 
@@ -148,3 +148,41 @@ def test_images_of_other_sizes_are_fitted(classifier: Classifier, inspection: In
     large = [np.repeat(np.repeat(frame, 2, axis=0), 2, axis=1)[..., 0] for frame in np.asarray(victim.defence.images)]
     data = replace(victim.defence, images=large)
     assert calibrate(classifier, data, inspection, progress=False).metrics["accuracy"] > 0.9
+
+
+def test_the_feature_layer_with_the_lowest_held_out_errors_is_taken(
+    classifier: Classifier, inspection: Inspection, victim: Poisoned, bundle: Bundle
+) -> None:
+    tried = bundle.metrics["feature_layers"]
+    assert {entry["feature_layer"] for entry in tried} == {"linear", "relu_2"}
+    errors = [(entry["verdict_error"], entry["source_error"], entry["n_features"]) for entry in tried]
+    assert errors == sorted(errors)
+    assert bundle.feature_layer == tried[0]["feature_layer"]
+    (other,) = classifier.others
+    swapped = replace(other, others=(replace(classifier, others=()),))
+    assert_same(calibrate(swapped, victim.defence, inspection, progress=False), bundle)
+
+
+def test_a_layer_that_was_asked_for_is_taken(classifier: Classifier, inspection: Inspection, victim: Poisoned) -> None:
+    (other,) = classifier.others
+    made = calibrate(other, victim.defence, inspection, progress=False)
+    assert made.feature_layer == "relu_2"
+    assert [entry["feature_layer"] for entry in made.metrics["feature_layers"]] == ["relu_2"]
+
+
+def test_of_layers_with_equal_errors_the_smallest_is_taken(
+    classifier: Classifier,
+    inspection: Inspection,
+    victim: Poisoned,
+    bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    program = load_program(write_program(tmp_path / "classifier.pt2"))
+    joined = classifier_from_program(program, image_shape=(1, SIZE, SIZE), feature_layer="linear+relu_2")
+    monkeypatch.setattr("inflight_edge.calibration.calibrate._errors", lambda choices: (0.0, 0.0))
+    made = calibrate(
+        replace(joined, others=(replace(classifier, others=()),)), victim.defence, inspection, progress=False
+    )
+    assert [entry["n_features"] for entry in made.metrics["feature_layers"]] == [24, 48]
+    assert_same(replace(made, metrics=bundle.metrics), bundle)
