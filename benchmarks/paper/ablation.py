@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedKFold
+from tqdm import tqdm
 
 from benchmarks.paper.classifiers import Experiment, experiment_parser, inspected, with_experiment
 from inflight_edge import InflightError
@@ -40,14 +41,14 @@ DIAGONAL = Candidate("diagonal", 1, 1e-6)
 class Idea:
     """One change of the paper's plain mixture.
 
-    layer     of LAYERS; None: chosen by cross-fitting among all on offer, as shipped.
+    layer     of LAYERS, or "shipped": chosen by cross-fitting among all on offer.
     density   None: chosen by cross-fitting among all forms, as shipped.
     copies    further samples: images shifted by one pixel, or the pattern at other strengths; "" for none.
     project   remove the direction of the estimated trigger before the source is inferred.
     """
 
     name: str
-    layer: str | None = "paper"
+    layer: str = "paper"
     density: Candidate | None = DIAGONAL
     copies: str = ""
     project: bool = False
@@ -65,7 +66,7 @@ IDEAS = (
     Idea("trigger's direction removed", project=True),
     Idea("density chosen by cross-fitting", density=None),
     Idea("joined layers and the chosen density", layer="joined", density=None),
-    Idea("shipped: layers and density chosen by cross-fitting", layer=None, density=None),
+    Idea("shipped: layers and density chosen by cross-fitting", layer="shipped", density=None),
 )
 
 
@@ -99,11 +100,14 @@ def measure(case: Experiment) -> list[dict[str, Any]]:
         raise InflightError("no class is suspected: there is no pattern to work with")
     target = inspection.suspects[0]
     embed = inspection.estimates[target].embed
-    shipped = _chosen(case, classifiers["joined"], inspection)
-    return [
-        {"idea": idea.name, **_measure(idea, case, classifiers.get(idea.layer or "", shipped), target, embed)}
-        for idea in IDEAS
-    ]
+    classifiers["shipped"] = _chosen(case, classifiers["joined"], inspection)
+    of_layer = {c.feature_layer: _held_out(case, c, target) for c in classifiers.values()}
+    records = []
+    for idea in tqdm(IDEAS, desc="ideas", unit="idea"):
+        classifier = classifiers[idea.layer]
+        held_out = of_layer[classifier.feature_layer]
+        records.append({"idea": idea.name, **_measure(idea, case, classifier, target, embed, held_out)})
+    return records
 
 
 def _chosen(case: Experiment, classifier: Classifier, inspection: Inspection) -> Classifier:
@@ -113,7 +117,12 @@ def _chosen(case: Experiment, classifier: Classifier, inspection: Inspection) ->
 
 
 def _measure(
-    idea: Idea, case: Experiment, classifier: Classifier, target: int, embed: Callable[[Pixels], Pixels]
+    idea: Idea,
+    case: Experiment,
+    classifier: Classifier,
+    target: int,
+    embed: Callable[[Pixels], Pixels],
+    held_out: dict[str, tuple[Pixels, NDArray[np.int64]]],
 ) -> dict[str, Any]:
     features, labels, groups = _samples(idea, case, classifier, target, embed)
     direction = features[labels != target].mean(axis=0) - features[labels == target].mean(axis=0)
@@ -132,23 +141,31 @@ def _measure(
         scores[held], guesses[held] = rows, sources
     record = {"density": str(density), "feature_layer": classifier.feature_layer}
     record |= _errors(scores, guesses, labels[original], target, "held_out_error", "held_out_source_error")
-    sources_test = case.test.subset(np.isin(case.test.labels, [c for c in case.sources if c != target]))
-    stamped = case.trigger.embed(np.asarray(sources_test.images)).transpose(0, 3, 1, 2).astype(np.float32)
-    own = case.test.subset(case.test.labels == target)
+    row = int(np.searchsorted(np.unique(labels), target))
     result: dict[str, Any] = {}
-    for name, pixels, truth in (
-        ("tpr", stamped, sources_test.labels),
-        ("fpr", own.pixels(case.preprocess), own.labels),
-    ):
-        logits, inputs = extract(classifier, pixels, case.preprocess)
-        judged = logits.argmax(1) == target
-        rows, guessed = _score(idea, features, labels, inputs[judged], target, density, direction)
-        row = int(np.searchsorted(np.unique(labels), target))
+    for name, (frames, truth) in held_out.items():
+        rows, guessed = _score(idea, features, labels, frames, target, density, direction)
         flagged = ~(margins(rows, row) < 0)
         result[name] = float(flagged.mean())
         if name == "tpr":
-            result["sia"] = float((flagged & (guessed == truth[judged])).mean())
+            result["sia"] = float((flagged & (guessed == truth)).mean())
     return record | result
+
+
+def _held_out(case: Experiment, classifier: Classifier, target: int) -> dict[str, tuple[Pixels, NDArray[np.int64]]]:
+    """Features and true classes of the held-out frames predicted as the target: "tpr" triggered ones, "fpr" clean ones."""
+    sources = case.test.subset(np.isin(case.test.labels, [c for c in case.sources if c != target]))
+    stamped = case.trigger.embed(np.asarray(sources.images)).transpose(0, 3, 1, 2).astype(np.float32)
+    own = case.test.subset(case.test.labels == target)
+    result = {}
+    for name, pixels, truth in (
+        ("tpr", stamped, sources.labels),
+        ("fpr", own.pixels(case.preprocess), own.labels),
+    ):
+        logits, features = extract(classifier, pixels, case.preprocess)
+        predicted = logits.argmax(1) == target
+        result[name] = features[predicted], truth[predicted]
+    return result
 
 
 def _samples(
