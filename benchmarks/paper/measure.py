@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.paper.classifiers import DATASETS, experiment, inspected
+from benchmarks.paper.classifiers import DATASETS, RATES, experiment, inspected
 from benchmarks.paper.others import other_defences, patching
 from inflight_edge.calibration.demo import export_program, measure
 from inflight_edge.calibration.model import load_classifier
@@ -100,7 +100,8 @@ def _measure(setting: Setting, data: Path, runs: Path | None, progress: bool) ->
         others = []
         if setting.setting in ("single", "multi"):
             others = other_defences(case, program, folder / "patterns.safetensors", progress=progress)
-            others += patching(case, folder / "patterns.safetensors")
+            rates = RATES if setting in TABLES[3] else DATASETS[setting.dataset].rates
+            others += patching(case, folder / "patterns.safetensors", rates)
         inspection = json.loads((folder / "inspection.json").read_text())
     if figures["acc"] is None:  # nothing was suspected, so nothing was judged
         predicted = predict(case.network, np.asarray(case.test.images), case.preprocess)

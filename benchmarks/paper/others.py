@@ -21,13 +21,11 @@ from inflight_edge.calibration.model import load_classifier
 from inflight_edge.calibration.patching import patch
 from inflight_edge.calibration.train import predict
 
-__all__ = ["RATES", "other_defences", "patching"]
+__all__ = ["other_defences", "patching"]
 
 # STRIP runs 100 forwards a frame, patching predicts anew at each rate: seeded parts of the frames are enough.
 STRIP_TRIGGERED, STRIP_CLEAN, STRIP_BLENDS = 1000, 400, 100
 PATCHED_FRAMES = 2000
-# Learning rates of table 3.
-RATES = (10.0, 1.0, 0.1, 0.01, 0.001, 0.0001)
 
 
 def other_defences(case: Experiment, program: Path, patterns: Path, *, progress: bool) -> list[dict[str, Any]]:
@@ -72,7 +70,7 @@ def _other_defences(case: Experiment, program: Path, patterns: Path, progress: b
     return records
 
 
-def patching(case: Experiment, patterns: Path, rates: Sequence[float] = RATES) -> list[dict[str, Any]]:
+def patching(case: Experiment, patterns: Path, rates: Sequence[float]) -> list[dict[str, Any]]:
     """Neural Cleanse's patching at each learning rate: its prediction is the source of the frames that reach the target."""
     with torch.autocast("cpu", torch.bfloat16, enabled=case.recipe.bfloat16):
         return _patching(case, patterns, rates)
