@@ -48,8 +48,8 @@ def calibrate(
 ) -> Bundle:
     """Fit a guard for every suspected target and assemble the bundle.
 
-    Where the classifier offers other feature layers, the ones whose held-out errors are lowest are taken: first of the
-    verdict, then of the source, then the fewest features.
+    Where the classifier offers alternative feature layers, those with the lowest held-out errors are taken, first of the
+    verdict, then of the source, means over the targets; its own where no others are better.
 
     data        clean labelled images.    targets  classes to guard; None takes the inspection's suspects.
     precisions  of the classifier's arithmetic, of PRECISIONS; fp32 is always there.  Each has guards of its own.
@@ -69,9 +69,7 @@ def calibrate(
     pixels = data.pixels(preprocess)
     accuracy = check_accuracy(classifier, pixels, data, preprocess)
     case = _Case(data, pixels, preprocess, inspection, chosen, seed, progress)
-    tried = [(network, _choose(case, network)) for network in (classifier, *classifier.others)]
-    tried.sort(key=lambda pair: (*_errors(pair[1]), pair[0].n_features))
-    classifier, choices = tried[0]
+    classifier, choices, layers = _best_layers(case, classifier)
     model = export_onnx(classifier)
     parity = check_parity(classifier, model, preprocess.normalise(pixels[_spread(len(pixels), 64)]))
     first = _fit(case, classifier, choices, "fp32")
@@ -91,11 +89,7 @@ def calibrate(
         "parity": parity,
         "inspection": inspection.rows(),
         "guards": first.report,
-        "feature_layers": [
-            {"feature_layer": network.feature_layer, "n_features": network.n_features}
-            | dict(zip(("verdict_error", "source_error"), _errors(options), strict=True))
-            for network, options in tried
-        ],
+        "feature_layers": layers,
         **({"precisions": reports} if reports else {}),
     }
     names = inspection.class_names or tuple(str(c) for c in range(classifier.n_classes))
@@ -165,6 +159,29 @@ def _choose(case: _Case, network: Classifier | OnnxRuntimeEngine) -> list[_Chose
         success = float((predicted[own] == target).mean())
         result.append(_Chosen(target, features[used], case.data.labels[used], success, choice))
     return result
+
+
+def _best_layers(case: _Case, classifier: Classifier) -> tuple[Classifier, list[_Chosen], list[dict[str, Any]]]:
+    """The classifier with the best feature layers on offer, its densities, and a record of each that was tried."""
+    best: tuple[Classifier, list[_Chosen]] | None = None
+    records: list[dict[str, Any]] = []
+    failure: DataError | None = None
+    for network in (classifier, *classifier.alternatives):
+        record: dict[str, Any] = {"feature_layer": network.feature_layer, "n_features": network.n_features}
+        records.append(record)
+        try:
+            choices = _choose(case, network)
+        except DataError as error:  # a dead unit of one layer leaves the others
+            record["error"] = str(error)
+            failure = failure or error
+            continue
+        record["verdict_error"], record["source_error"] = _errors(choices)
+        if best is None or _errors(choices) < _errors(best[1]):
+            best = network, choices
+    if best is None:
+        assert failure is not None
+        raise failure
+    return *best, records
 
 
 def _errors(choices: list[_Chosen]) -> tuple[float, float]:

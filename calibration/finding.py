@@ -67,7 +67,7 @@ class Searcher:
 
     fast, exact  images (N, channels, H, W) in 0..1 -> logits: for gradients, and to measure what was found.
     pixels       (N, channels, H, W) float32 in 0..255.      labels  (N,).
-    coarse       a step is dear: compare by COARSE and COARSE_PAIR, and search only what is named at full length.
+    coarse       a step is dear: compare by COARSE and COARSE_PAIR, and search only what is found or told at full length.
                  Measured on the LeNet-5 ones of seeds 10 and 11: by COARSE the smallest masks of clean ones were at .65 of
                  the median and above (.71 after 200 steps at the usual rate), of multi-class attacks at .41 and below
                  (.38), for half the passes; by COARSE_PAIR, for a fifth of PAIR's, single-class attacks on MNIST had ratios
@@ -106,19 +106,19 @@ class Searcher:
         if method != "perturbation":
             short = replace(COARSE, steps=min(COARSE.steps, self.settings.steps)) if self.coarse else None
             estimates = list(self.patches(list(range(self.n_classes)), others, short))
-            norms = np.array([e.norm for e in estimates])
-            indices = anomaly_indices(norms)
-            named = sorted(np.flatnonzero(suspicious(norms)).tolist(), key=lambda c: norms[c])
+            compared = np.array([e.norm for e in estimates])
+            indices = anomaly_indices(compared)
+            named = sorted(np.flatnonzero(suspicious(compared)).tolist(), key=lambda c: compared[c])
             findings = [Finding(c, FOUND_BY[0], float(indices[c])) for c in named]
-            if self.coarse and named:
-                for estimate in self.patches(named, [others[c] for c in named]):
+            at_length = list(dict.fromkeys([*named, *targets]))
+            if self.coarse and at_length:
+                for estimate in self.patches(at_length, [others[c] for c in at_length]):
                     estimates[estimate.target] = estimate
             if 2 < self.n_classes <= MAX_CLASSES:
                 norms = self.pair_norms()
                 self._keep(estimates, findings, self.single_patches(norms))
-                pooled = np.array([e.norm for e in estimates])
                 for target in set(targets) - {finding.target for finding in findings}:
-                    if pooled[target] >= SMALL_MASK * np.median(pooled):
+                    if compared[target] >= SMALL_MASK * np.median(compared):
                         estimates[target] = self.likeliest_patch(target, norms) or estimates[target]
         if method != "neural-cleanse":
             if not estimates:

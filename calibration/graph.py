@@ -14,7 +14,7 @@ from inflight_edge.errors import ModelError
 __all__ = [
     "PENULTIMATE",
     "REMEDY",
-    "feature_nodes",
+    "feature_choices",
     "free_batch",
     "input_node",
     "input_shape",
@@ -117,17 +117,24 @@ def _input_dependent(graph: fx.Graph) -> set[fx.Node]:
     return found
 
 
-def feature_nodes(graph: fx.Graph, logits: fx.Node, wanted: str | None) -> list[fx.Node]:
-    """The nodes whose values, joined, are the features: those named in ``wanted``, else the head's hidden layers."""
+def feature_choices(graph: fx.Graph, logits: fx.Node, wanted: str | None) -> list[list[fx.Node]]:
+    """The nodes whose values, joined, can be the features: those named in ``wanted`` alone, else the choices there are.
+
+    Unless named: the head's hidden layers joined, the last of them, the input of the last layer, without repetition.
+    """
     relevant, dynamic = _ancestors(logits), _input_dependent(graph)
     candidates = [node for node in graph.nodes if node in relevant and node in dynamic and node is not logits]
     candidates = [node for node in candidates if isinstance(node.meta.get("val"), Tensor)]
     if wanted is not None and wanted != PENULTIMATE:
-        return [_named(candidates, name) for name in wanted.split("+")]
+        return [[_named(candidates, name) for name in wanted.split("+")]]
     for node in reversed([*candidates, logits]):
         if node.target in _LINEAR or node.target in _CONVOLUTION:
             penultimate = _dynamic_input(node, dynamic)
-            return [penultimate] if wanted == PENULTIMATE else _hidden_layers(penultimate, dynamic)
+            if wanted == PENULTIMATE:
+                return [[penultimate]]
+            hidden = _hidden_layers(penultimate, dynamic)
+            choices = [hidden, hidden[:1], [penultimate]]
+            return [choice for i, choice in enumerate(choices) if choice not in choices[:i]]
     raise ModelError("feature layer: the model has no linear layer to take the input of; name one with --feature-layer")
 
 

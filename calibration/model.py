@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, fx
 
 from inflight_edge.calibration.graph import (
-    PENULTIMATE,
     REMEDY,
-    feature_nodes,
+    feature_choices,
     free_batch,
     input_node,
     input_shape,
@@ -41,7 +40,7 @@ class Classifier:
     input_shape    (channels, height, width).
     feature_layer  name of the graph node whose value the features are; several joined by ``+``.
     fixed_batch    batch size the graph is bound to, None when any N works.
-    others         the same classifier with other feature layers to choose from; none where a layer was asked for.
+    alternatives   the same classifier with other feature layers to choose from; none where a layer was asked for.
     """
 
     graph: fx.GraphModule
@@ -50,7 +49,7 @@ class Classifier:
     n_features: int
     feature_layer: str
     fixed_batch: int | None
-    others: tuple[Classifier, ...] = ()
+    alternatives: tuple[Classifier, ...] = ()
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (N, classes) and features (N, D) of normalised images (N, channels, height, width), any N >= 1."""
@@ -132,31 +131,19 @@ def classifier_from_program(
     image_shape    (channels, height, width) of the data, used where the program leaves a size open.
     feature_layer  name of a graph node or of a module, several joined by ``+``; ``penultimate`` is the input of the last
                    linear layer; None takes the hidden fully connected layers before it (before their activation), or
-                   that input where there are none, and offers the others of these as ``others``.
+                   that input where there are none, and offers the last of these layers and that input as alternatives.
     Raises ModelError when the program is not an image classifier.
     """
     module = program.module(check_guards=False)
     module.requires_grad_(False)
-    refuse_training_mode(module.graph)
-    classifier = _with_layers(module, image_shape, feature_layer)
-    if feature_layer is not None:
-        return classifier
-    last = classifier.feature_layer.partition("+")[0]
-    others = [_with_layers(module, image_shape, name) for name in (last, PENULTIMATE)]
-    distinct = {other.feature_layer: other for other in others if other.feature_layer != classifier.feature_layer}
-    return replace(classifier, others=tuple(distinct.values()))
-
-
-def _with_layers(module: fx.GraphModule, image_shape: tuple[int, int, int], feature_layer: str | None) -> Classifier:
-    """The classifier of an unlifted program with the features of certain layers."""
     image_input = input_node(module.graph)
+    refuse_training_mode(module.graph)
     shape, batch = input_shape(image_input, image_shape)
     rank = len(image_input.meta["val"].shape)
     output = logits_node(module.graph)
-    layers = feature_nodes(module.graph, output, feature_layer)
-    name = "+".join(node.name for node in layers)
+    choices = feature_choices(module.graph, output, feature_layer)
 
-    def rebuilt(bound_to: int | None) -> fx.GraphModule:
+    def rebuilt(layers: list[fx.Node], bound_to: int | None) -> fx.GraphModule:
         graph = with_outputs(module.graph, output, layers)
         if bound_to is not None:
             free_batch(graph, bound_to)
@@ -166,20 +153,33 @@ def _with_layers(module: fx.GraphModule, image_shape: tuple[int, int, int], feat
         return result
 
     fixed = None
-    classifier_graph = rebuilt(batch)
     if batch is not None and is_recurrent(module.graph):
-        fixed, classifier_graph = batch, rebuilt(None)
+        fixed = batch
     elif batch is not None:
         original = fx.GraphModule(module, with_outputs(module.graph, output, []))
-        if not works_for_any_batch(classifier_graph, original, shape, batch, rank):
-            fixed, classifier_graph = batch, rebuilt(None)
+        if not works_for_any_batch(rebuilt(choices[0], batch), original, shape, batch, rank):
+            fixed = batch
+
+    def classifier(layers: list[fx.Node]) -> Classifier:
+        graph = rebuilt(layers, batch if fixed is None else None)
+        name = "+".join(node.name for node in layers)
+        n_classes, n_features = _widths(graph, torch.zeros(batch or 2, *shape), name)
+        return Classifier(graph, shape, n_classes, n_features, name, fixed)
+
+    result = replace(classifier(choices[0]), alternatives=tuple(classifier(layers) for layers in choices[1:]))
+    _refuse_changing_answers(result)
+    return result
+
+
+def _widths(graph: fx.GraphModule, images: Tensor, layer: str) -> tuple[int, int]:
+    """Classes and features that a graph gives for images.  Raises ModelError when they are not those of a classifier."""
     with torch.no_grad():
         try:
-            logits, features = classifier_graph(torch.zeros(batch or 2, *shape))
+            logits, features = graph(images)
         except (RuntimeError, TypeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ModelError(
-                f"model: cannot run on images of shape {shape} ({reason}); check the data's size"
+                f"model: cannot run on images of shape {tuple(images.shape[1:])} ({reason}); check the data's size"
             ) from error
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise ModelError(f"model: expected logits of shape (batch, classes), got {tuple(logits.shape)}")
@@ -187,12 +187,10 @@ def _with_layers(module: fx.GraphModule, image_shape: tuple[int, int, int], feat
         raise ModelError(f"model: expected floating-point logits, got {logits.dtype}")
     if features.shape[1] > MAX_FEATURES:
         raise ModelError(
-            f"feature layer: expected at most {MAX_FEATURES} features, got {features.shape[1]} from {name}; "
+            f"feature layer: expected at most {MAX_FEATURES} features, got {features.shape[1]} from {layer}; "
             "name a smaller layer with --feature-layer"
         )
-    classifier = Classifier(classifier_graph, shape, int(logits.shape[1]), int(features.shape[1]), name, fixed)
-    _refuse_changing_answers(classifier)
-    return classifier
+    return int(logits.shape[1]), int(features.shape[1])
 
 
 def _refuse_changing_answers(classifier: Classifier) -> None:

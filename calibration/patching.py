@@ -48,7 +48,7 @@ def patch(
     stamped = rng.permutation(len(chosen))[: round(STAMPED * len(chosen))]
     pixels[stamped] = estimate.embed(pixels[stamped])
     inputs, targets = torch.from_numpy(preprocess.normalise(pixels)), torch.from_numpy(labels[chosen])
-    patched = copy.deepcopy(network).train()
+    patched = copy.deepcopy(network).requires_grad_(True).train()
     optimiser = torch.optim.SGD(patched.parameters(), lr=rate)
     order = torch.from_numpy(rng.permutation(len(chosen)))
     for positions in order.split(batch):

@@ -89,7 +89,8 @@ def _layers(tried: object) -> list[tuple[str, str]]:
     if not isinstance(tried, list) or len(tried) < 2:
         return []
     texts = [
-        f"{entry.get('feature_layer')}: {_number(entry.get('verdict_error'))}, {_number(entry.get('source_error'))}"
+        f"{entry.get('feature_layer')}: "
+        + str(entry.get("error") or f"{_number(entry.get('verdict_error'))}, {_number(entry.get('source_error'))}")
         for entry in tried
         if isinstance(entry, dict)
     ]

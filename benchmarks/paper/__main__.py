@@ -16,11 +16,11 @@ from typing import Any
 from joblib import Parallel, delayed
 
 from benchmarks.paper.classifiers import DATASETS, RECIPES, SETTINGS
-from benchmarks.paper.measure import TABLES, Setting, measure_setting
+from benchmarks.paper.measure import PARTS, TABLES, Setting, measure_setting
 from benchmarks.paper.tables import RESULTS
 from inflight_edge.calibration.attacks import ATTACKS
 from inflight_edge.calibration.commands import print_figures
-from inflight_edge.errors import InflightError
+from inflight_edge.errors import InflightError, OptionError
 
 # Of a record, what a person wants to see.
 _HIDDEN = ("recipe", "suspects", "commit", "python", "measured")
@@ -41,6 +41,9 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true", help="with --table: leave out what has results already")
     parser.add_argument("--results", type=Path, default=RESULTS, help="with --table: folder of the results")
     parser.add_argument("--json", type=Path, help="file for the records of one setting")
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, help="measure these again and keep the other records of the file"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args()
     try:
@@ -66,7 +69,17 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
         options.seed,
         options.recipe,
     )
-    return measure_setting(setting, options.data, options.runs, progress=not options.quiet)
+    return measured(setting, options.json, options)
+
+
+def measured(setting: Setting, file: Path | None, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The records of a setting; with --only those of the file stay but for the named parts."""
+    only, known = options.only or PARTS, []
+    if options.only is not None:
+        if file is None or not file.exists():
+            raise OptionError(f"--only: expected records to keep in {file}; measure everything first")
+        known = json.loads(file.read_text())
+    return measure_setting(setting, options.data, options.runs, progress=not options.quiet, only=only, known=known)
 
 
 def run_table(options: argparse.Namespace) -> int:
@@ -78,16 +91,15 @@ def run_table(options: argparse.Namespace) -> int:
     ]
     print(f"table {options.table}: {len(wanted)} of {len(TABLES[options.table])} settings to run", file=sys.stderr)
     options.results.mkdir(parents=True, exist_ok=True)
-    Parallel()(
-        delayed(run_to_file)(setting, options.data, options.runs, options.results, options.quiet) for setting in wanted
-    )
+    Parallel()(delayed(run_to_file)(setting, options) for setting in wanted)
     return 0
 
 
-def run_to_file(setting: Setting, data: Path, runs: Path | None, results: Path, quiet: bool) -> None:
+def run_to_file(setting: Setting, options: argparse.Namespace) -> None:
     """One setting of a table, in this process or another."""
-    records = measure_setting(setting, data, runs, progress=not quiet)
-    write(records, results / setting.file)
+    file = options.results / setting.file
+    records = measured(setting, file, options)
+    write(records, file)
     show(records)
 
 

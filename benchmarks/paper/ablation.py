@@ -113,7 +113,7 @@ def measure(case: Experiment) -> list[dict[str, Any]]:
 def _chosen(case: Experiment, classifier: Classifier, inspection: Inspection) -> Classifier:
     """The classifier with the feature layers that a calibration takes."""
     layer = calibrate(classifier, case.defence, inspection, seed=case.seed, progress=False).feature_layer
-    return next(option for option in (classifier, *classifier.others) if option.feature_layer == layer)
+    return next(option for option in (classifier, *classifier.alternatives) if option.feature_layer == layer)
 
 
 def _measure(

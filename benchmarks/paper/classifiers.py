@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -16,9 +17,12 @@ from torch import nn
 
 from inflight_edge.calibration.attacks import Trigger, make_trigger, poison
 from inflight_edge.calibration.datasets import ImageSet, load_standard, split_defence
+from inflight_edge.calibration.finding import COARSE, COARSE_PAIR, PAIR
 from inflight_edge.calibration.inspection import Inspection, inspect, read_inspection
 from inflight_edge.calibration.model import Classifier
 from inflight_edge.calibration.networks import make_network
+from inflight_edge.calibration.reversal.neural_cleanse import Settings
+from inflight_edge.calibration.reversal.perturbation import AdditionSettings
 from inflight_edge.calibration.threads import torch_threads
 from inflight_edge.calibration.train import Recipe, train
 from inflight_edge.preprocess import Preprocess
@@ -149,9 +153,14 @@ def experiment(
 def inspected(case: Experiment, classifier: Classifier, *, progress: bool = True) -> Inspection:
     """The inspection of a case's classifier, kept beside its checkpoint: of a large one it takes most of the time.
 
-    After a change of the searches, remove the file.
+    Another network, other images or other searches than the kept one's are inspected anew.
     """
-    kept = None if case.runs is None else case.runs / f"{case.name}.inspection" / "patterns.safetensors"
+    digest = hashlib.sha256(repr((Settings(), PAIR, COARSE, COARSE_PAIR, AdditionSettings(), case.seed)).encode())
+    for value in case.network.state_dict().values():
+        digest.update(value.numpy().tobytes())
+    digest.update(case.defence.pixels(case.preprocess).tobytes())
+    name = f"{case.name}.inspection-{digest.hexdigest()[:12]}"
+    kept = None if case.runs is None else case.runs / name / "patterns.safetensors"
     if kept is not None and kept.exists():
         return read_inspection(kept)
     # All to all: a search that compares classes finds none standing out.

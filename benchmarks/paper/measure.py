@@ -4,7 +4,6 @@ defences on the same frames.
 
 from __future__ import annotations
 
-import json
 import platform
 import subprocess
 import tempfile
@@ -16,14 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.paper.classifiers import DATASETS, RATES, experiment, inspected
+from benchmarks.paper.classifiers import DATASETS, RATES, Experiment, experiment, inspected
 from benchmarks.paper.others import other_defences, patching
 from inflight_edge.calibration.demo import export_program, measure
+from inflight_edge.calibration.inspection import Inspection
 from inflight_edge.calibration.model import load_classifier
 from inflight_edge.calibration.threads import torch_threads
 from inflight_edge.calibration.train import predict
 
-__all__ = ["KEYS", "TABLES", "Setting", "measure_setting"]
+__all__ = ["KEYS", "PARTS", "TABLES", "Setting", "measure_setting", "part"]
+
+PARTS = ("guard", "defences", "patching")
 
 # Every record has these; None where a defence has no such figure.
 KEYS = (
@@ -66,46 +68,61 @@ TABLES: dict[int, Sequence[Setting]] = {
 }
 
 
-def measure_setting(setting: Setting, data: Path, runs: Path | None, *, progress: bool) -> list[dict[str, Any]]:
-    """The records of one setting: the guard's, then those of the other defences."""
+def part(record: dict[str, Any]) -> str:
+    """Of which of PARTS a record is."""
+    if record["detector"] == "guard":
+        return "guard"
+    return "defences" if record.get("learning_rate") is None else "patching"
+
+
+def measure_setting(
+    setting: Setting,
+    data: Path,
+    runs: Path | None,
+    *,
+    progress: bool,
+    only: Sequence[str] = PARTS,
+    known: Sequence[dict[str, Any]] = (),
+) -> list[dict[str, Any]]:
+    """The records of one setting: the guard's, then those of the other defences.
+
+    only   what of PARTS is measured; of the rest the known records stay, the guard's must be among them.
+    """
     with torch_threads(1 if DATASETS[setting.dataset].network == "lenet5" else None):
-        return _measure(setting, data, runs, progress)
+        return _measure(setting, data, runs, progress, only, known)
 
 
-def _measure(setting: Setting, data: Path, runs: Path | None, progress: bool) -> list[dict[str, Any]]:
+def _measure(
+    setting: Setting,
+    data: Path,
+    runs: Path | None,
+    progress: bool,
+    only: Sequence[str],
+    known: Sequence[dict[str, Any]],
+) -> list[dict[str, Any]]:
     started = time.perf_counter()
     attack = "WB" if setting.attack == "none" else setting.attack  # shown to a clean classifier, it does nothing
     case = experiment(
         setting.dataset, attack, setting.setting, setting.seed,
         data=data, runs=runs, recipe=setting.recipe, progress=progress,
     )  # fmt: skip
+    new: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        program = export_program(case.network, case.preprocess.input_shape, folder / "classifier.pt2")
-        figures = measure(
-            program,
-            case.preprocess,
-            case.trigger,
-            case.sources,
-            case.defence,
-            case.test,
-            folder,
-            started=started,
-            seed=setting.seed,
-            progress=progress,
-            inspection=inspected(
-                case, load_classifier(program, image_shape=case.defence.image_shape), progress=progress
-            ),
-        )
-        others = []
-        if setting.setting in ("single", "multi"):
-            others = other_defences(case, program, folder / "patterns.safetensors", progress=progress)
-            rates = RATES if setting in TABLES[3] else DATASETS[setting.dataset].rates
-            others += patching(case, folder / "patterns.safetensors", rates)
-        inspection = json.loads((folder / "inspection.json").read_text())
-    if figures["acc"] is None:  # nothing was suspected, so nothing was judged
-        predicted = predict(case.network, np.asarray(case.test.images), case.preprocess)
-        figures["acc"] = float((predicted == case.test.labels).mean())
+        program = export_program(case.network, case.preprocess.input_shape, Path(name, "classifier.pt2"))
+        classifier = load_classifier(program, image_shape=case.defence.image_shape)
+        inspection = inspected(case, classifier, progress=progress)
+        if "guard" in only:
+            figures = _guard(case, program, inspection, started, progress)
+            new.append({"detector": "guard", **figures, "suspects": list(inspection.suspects)})
+        else:
+            figures = next(record for record in known if record["detector"] == "guard")
+        if setting.setting in ("single", "multi") and "defences" in only:
+            new += other_defences(case, program, inspection, progress=progress)
+    if setting.setting in ("single", "multi") and "patching" in only:
+        swept = (setting.dataset, setting.attack, setting.setting) in {
+            (s.dataset, s.attack, s.setting) for s in TABLES[3]
+        }
+        new += patching(case, inspection, RATES if swept else DATASETS[setting.dataset].rates)
     identity = {
         "dataset": setting.dataset,
         "network": case.network_name,
@@ -119,8 +136,22 @@ def _measure(setting: Setting, data: Path, runs: Path | None, progress: bool) ->
         **({"amplitude": DATASETS[setting.dataset].amplitude} if attack == "CB" else {}),
     }
     shared = {key: figures[key] for key in ("acc", "acc_source", "asr", "asr_estimated")}
-    guard = {"detector": "guard", **figures, "suspects": inspection["suspects"]}
-    return [{**dict.fromkeys(KEYS), **identity, **shared, **record} for record in (guard, *others)]
+    records = [{**dict.fromkeys(KEYS), **identity, **shared, **record} for record in new]
+    records += [record for record in known if part(record) not in only]
+    return sorted(records, key=lambda record: PARTS.index(part(record)))
+
+
+def _guard(case: Experiment, program: Path, inspection: Inspection, started: float, progress: bool) -> dict[str, Any]:
+    """Figures of the guard; where nothing is suspected, so that nothing is judged, the accuracy alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure(
+            program, case.preprocess, case.trigger, case.sources, case.defence, case.test, Path(folder),
+            started=started, seed=case.seed, progress=progress, inspection=inspection,
+        )  # fmt: skip
+    if figures["acc"] is None:
+        predicted = predict(case.network, np.asarray(case.test.images), case.preprocess)
+        figures["acc"] = float((predicted == case.test.labels).mean())
+    return figures
 
 
 def _commit() -> str:

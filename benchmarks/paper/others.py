@@ -6,6 +6,7 @@ A classifier that was trained in bfloat16 autocast runs in it here, too: on CPUs
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from benchmarks.paper.classifiers import Experiment
 from inflight_edge.calibration.baselines import B3D, Baseline, NeuronFilter, Strip, compare
 from inflight_edge.calibration.features import extract
-from inflight_edge.calibration.inspection import read_inspection
+from inflight_edge.calibration.inspection import Inspection
 from inflight_edge.calibration.model import load_classifier
 from inflight_edge.calibration.patching import patch
 from inflight_edge.calibration.train import predict
@@ -28,16 +29,20 @@ STRIP_TRIGGERED, STRIP_CLEAN, STRIP_BLENDS = 1000, 400, 100
 PATCHED_FRAMES = 2000
 
 
-def other_defences(case: Experiment, program: Path, patterns: Path, *, progress: bool) -> list[dict[str, Any]]:
-    """One record per defence; patterns: what the inspection wrote.  Empty when it suspected no class."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=case.recipe.bfloat16):
-        return _other_defences(case, program, patterns, progress)
-
-
-def _other_defences(case: Experiment, program: Path, patterns: Path, progress: bool) -> list[dict[str, Any]]:
-    inspection = read_inspection(patterns)
+def other_defences(case: Experiment, program: Path, inspection: Inspection, *, progress: bool) -> list[dict[str, Any]]:
+    """One record per defence.  Empty when the inspection suspected no class."""
     if not inspection.suspects:
         return []
+    with _arithmetic(case):
+        return _other_defences(case, program, inspection, progress)
+
+
+def _arithmetic(case: Experiment) -> AbstractContextManager[None]:
+    """That of the training.  Without its cache: autocast would keep the weights of before a fine-tuning."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=case.recipe.bfloat16, cache_enabled=False)
+
+
+def _other_defences(case: Experiment, program: Path, inspection: Inspection, progress: bool) -> list[dict[str, Any]]:
     target = inspection.suspects[0]
     estimate, preprocess = inspection.estimates[target], case.preprocess
     classifier = load_classifier(program, image_shape=case.test.image_shape, feature_layer="penultimate")
@@ -70,16 +75,15 @@ def _other_defences(case: Experiment, program: Path, patterns: Path, progress: b
     return records
 
 
-def patching(case: Experiment, patterns: Path, rates: Sequence[float]) -> list[dict[str, Any]]:
+def patching(case: Experiment, inspection: Inspection, rates: Sequence[float]) -> list[dict[str, Any]]:
     """Neural Cleanse's patching at each learning rate: its prediction is the source of the frames that reach the target."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=case.recipe.bfloat16):
-        return _patching(case, patterns, rates)
-
-
-def _patching(case: Experiment, patterns: Path, rates: Sequence[float]) -> list[dict[str, Any]]:
-    inspection = read_inspection(patterns)
     if not inspection.suspects:
         return []
+    with _arithmetic(case):
+        return _patching(case, inspection, rates)
+
+
+def _patching(case: Experiment, inspection: Inspection, rates: Sequence[float]) -> list[dict[str, Any]]:
     target = inspection.suspects[0]
     rng = np.random.default_rng(case.seed)
     sources = case.test.subset(np.isin(case.test.labels, [c for c in case.sources if c != target]))

@@ -107,11 +107,14 @@ def test_an_inspection_is_kept_beside_the_checkpoint(
 ) -> None:
     kept = replace(case, runs=tmp_path)
     first = classifiers.inspected(kept, poisoned.classifier())
-    assert (tmp_path / "digits.inspection" / "patterns.safetensors").exists()
+    assert len(list(tmp_path.glob("digits.inspection-*/patterns.safetensors"))) == 1
     monkeypatch.setattr(classifiers, "inspect", lambda *_, **__: pytest.fail("inspected again"))
     again = classifiers.inspected(kept, poisoned.classifier())
     assert again.suspects == first.suspects
     np.testing.assert_array_equal(again.estimates[poisoned.TARGET].mask, first.estimates[poisoned.TARGET].mask)
+    monkeypatch.setattr(classifiers, "inspect", lambda *_, **__: first)
+    classifiers.inspected(replace(kept, defence=kept.defence.subset(np.arange(50))), poisoned.classifier())
+    assert len(list(tmp_path.glob("digits.inspection-*"))) == 2
 
 
 @pytest.mark.parametrize("program", [ablation, robustness], ids=["ablation", "robustness"])

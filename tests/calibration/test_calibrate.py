@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from bundles import assert_same
-from poisoned import N_CLASSES, PREPROCESS, SIZE, TARGET, Poisoned, write_program
+from poisoned import N_CLASSES, PREPROCESS, SIZE, TARGET, Poisoned
 
 from inflight_edge import Bundle, DataError, Detector, OptionError, Preprocess, read_bundle, write_bundle
 from inflight_edge.calibration.calibrate import calibrate
 from inflight_edge.calibration.evaluate import evaluate
 from inflight_edge.calibration.inspection import Inspection
-from inflight_edge.calibration.model import Classifier, classifier_from_program, load_program
+from inflight_edge.calibration.model import Classifier
 from inflight_edge.verify import verify
 
 
@@ -88,7 +89,8 @@ def test_two_targets(named: Bundle, bundle: Bundle, victim: Poisoned, tmp_path: 
 
 
 def test_the_same_again(named: Bundle, bundle: Bundle) -> None:
-    """The first guard does not depend on what else is guarded, nor on the run."""
+    """On the same feature layer the first guard does not depend on what else is guarded, nor on the run."""
+    assert named.feature_layer == bundle.feature_layer
     for name in ("mean", "scale", "means", "log_weights", "whitener", "clean_margins", "offsets"):
         np.testing.assert_array_equal(getattr(named.guards[0], name), getattr(bundle.guards[0], name))
 
@@ -153,36 +155,45 @@ def test_images_of_other_sizes_are_fitted(classifier: Classifier, inspection: In
 def test_the_feature_layer_with_the_lowest_held_out_errors_is_taken(
     classifier: Classifier, inspection: Inspection, victim: Poisoned, bundle: Bundle
 ) -> None:
-    tried = bundle.metrics["feature_layers"]
-    assert {entry["feature_layer"] for entry in tried} == {"linear", "relu_2"}
-    errors = [(entry["verdict_error"], entry["source_error"], entry["n_features"]) for entry in tried]
-    assert errors == sorted(errors)
-    assert bundle.feature_layer == tried[0]["feature_layer"]
-    (other,) = classifier.others
-    swapped = replace(other, others=(replace(classifier, others=()),))
-    assert_same(calibrate(swapped, victim.defence, inspection, progress=False), bundle)
-
-
-def test_a_layer_that_was_asked_for_is_taken(classifier: Classifier, inspection: Inspection, victim: Poisoned) -> None:
-    (other,) = classifier.others
-    made = calibrate(other, victim.defence, inspection, progress=False)
-    assert made.feature_layer == "relu_2"
-    assert [entry["feature_layer"] for entry in made.metrics["feature_layers"]] == ["relu_2"]
-
-
-def test_of_layers_with_equal_errors_the_smallest_is_taken(
-    classifier: Classifier,
-    inspection: Inspection,
-    victim: Poisoned,
-    bundle: Bundle,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
-    program = load_program(write_program(tmp_path / "classifier.pt2"))
-    joined = classifier_from_program(program, image_shape=(1, SIZE, SIZE), feature_layer="linear+relu_2")
-    monkeypatch.setattr("inflight_edge.calibration.calibrate._errors", lambda choices: (0.0, 0.0))
-    made = calibrate(
-        replace(joined, others=(replace(classifier, others=()),)), victim.defence, inspection, progress=False
-    )
-    assert [entry["n_features"] for entry in made.metrics["feature_layers"]] == [24, 48]
+    tried = {entry["feature_layer"]: entry for entry in bundle.metrics["feature_layers"]}
+    assert list(tried) == ["linear", "relu_2"]
+    errors = {name: (entry["verdict_error"], entry["source_error"]) for name, entry in tried.items()}
+    assert errors["linear"] < errors["relu_2"]
+    assert bundle.feature_layer == "linear"
+    (other,) = classifier.alternatives
+    swapped = replace(other, alternatives=(replace(classifier, alternatives=()),))
+    made = calibrate(swapped, victim.defence, inspection, progress=False)
+    assert [entry["feature_layer"] for entry in made.metrics["feature_layers"]] == ["relu_2", "linear"]
     assert_same(replace(made, metrics=bundle.metrics), bundle)
+
+
+def test_of_layers_with_equal_errors_the_default_is_taken(
+    classifier: Classifier, inspection: Inspection, victim: Poisoned
+) -> None:
+    first, second = (replace(classifier, feature_layer=name, alternatives=()) for name in ("first", "second"))
+    made = calibrate(replace(first, alternatives=(second,)), victim.defence, inspection, progress=False)
+    assert made.feature_layer == "first"
+
+
+class Infinite:
+    """Logits of a classifier, no usable features."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        self.graph = classifier.graph
+
+    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, features = self.graph(images)
+        return logits, features / 0.0
+
+
+def test_a_layer_that_cannot_be_fitted_leaves_the_others(
+    classifier: Classifier, inspection: Inspection, victim: Poisoned, bundle: Bundle
+) -> None:
+    dead = replace(classifier, graph=Infinite(classifier), feature_layer="dead", alternatives=())  # type: ignore[arg-type]
+    made = calibrate(
+        replace(dead, alternatives=(replace(classifier, alternatives=()),)), victim.defence, inspection, progress=False
+    )
+    assert_same(replace(made, metrics=bundle.metrics), bundle)
+    assert "features are not finite" in made.metrics["feature_layers"][0]["error"]
+    with pytest.raises(DataError, match="features are not finite"):
+        calibrate(dead, victim.defence, inspection, progress=False)

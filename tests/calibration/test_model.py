@@ -191,23 +191,23 @@ def test_named_feature_layer(name: str, layer: str, parts: list[tuple[str, str]]
     check(classifier, name, parts)
 
 
-OTHERS = {
+ALTERNATIVES = {
     "lenet": [[("hidden2", "out")], [("out", "in")]],
     "flat": [[("out", "in")]],
     "residual": [],
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", ALTERNATIVES)
 def test_other_feature_layers_are_offered_unless_one_is_asked_for(name: str) -> None:
     classifier = classifier_from_program(program(name, None), image_shape=image_shape(name))
-    for other, parts in zip(classifier.others, OTHERS[name], strict=True):
+    for other, parts in zip(classifier.alternatives, ALTERNATIVES[name], strict=True):
         check(other, name, parts)
-        assert other.others == ()
+        assert other.alternatives == ()
     named = classifier_from_program(
         program(name, None), image_shape=image_shape(name), feature_layer=classifier.feature_layer
     )
-    assert named.others == ()
+    assert named.alternatives == ()
 
 
 class Head(nn.Module):
