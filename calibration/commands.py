@@ -100,6 +100,11 @@ def calibrate(options: argparse.Namespace) -> int:
     print(
         f"\nclean accuracy {metrics['accuracy']:.4f} on {metrics['n_images']} images; features: {bundle.feature_layer}"
     )
+    for tried in metrics["feature_layers"] if len(metrics["feature_layers"]) > 1 else ():
+        found = tried.get("error") or (
+            f"held-out error of the verdict {tried['verdict_error']:.4f}, of the source {tried['source_error']:.4f}"
+        )
+        print(f"  {tried['feature_layer']}: {found}")
     for guard in guards:
         print(
             f"guard of class {guard['name']}: estimated pattern sends {guard['asr_estimated']:.1%} there\n  {guard['density']}"

@@ -100,7 +100,10 @@ def export_guards(
     digest = sha256(bundle.at(precision).model).hexdigest()
     if served != digest:
         got = served or "none"
-        raise BundleError(f"{folder}: serves the classifier {got}, the bundle's is {digest}; export the whole bundle")
+        raise BundleError(
+            f"{folder}: serves the classifier {got}, the bundle's is {digest}; export the whole bundle, or calibrate with the "
+            "--feature-layer of the served one"
+        )
     version = 1 + max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0)
     newest = folder / str(version - 1)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as temporary:
