@@ -24,7 +24,6 @@ from inflight_edge.calibration.calibrate import calibrate
 from inflight_edge.calibration.datasets import ImageSet, split_defence
 from inflight_edge.calibration.demo import export_program
 from inflight_edge.calibration.evaluate import evaluate
-from inflight_edge.calibration.inspection import Inspection, inspect
 from inflight_edge.calibration.model import Classifier, load_classifier
 
 Images = NDArray[np.uint8]
@@ -148,7 +147,7 @@ def fewer(case: Experiment, classifier: Classifier, count: int) -> dict[str, Any
     """The whole path from ``count`` clean images of each class; no figures when nothing is suspected."""
     chosen, _ = split_defence(case.defence.labels, count, case.seed)
     data = case.defence.subset(chosen)
-    inspection: Inspection = inspect(classifier, data, case.preprocess, seed=case.seed)
+    inspection = inspected(replace(case, defence=data), classifier)
     if not inspection.suspects:
         return dict.fromkeys(("acc", "asr", "tpr", "fpr", "sia")) | {"suspects": []}
     detector = Detector(calibrate(classifier, data, inspection, seed=case.seed))

@@ -33,7 +33,6 @@ def known_inspection(monkeypatch: pytest.MonkeyPatch) -> None:
     def found(*_: object, **__: object) -> Inspection:
         return poisoned.inspected()
 
-    monkeypatch.setattr(robustness, "inspect", found)
     monkeypatch.setattr(classifiers, "inspect", found)
 
 
