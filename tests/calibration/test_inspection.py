@@ -439,3 +439,22 @@ def test_the_perturbation_search_alone_gives_additions(classifier: Classifier, v
     assert {estimate.kind for estimate in found.estimates} == {"addition"}
     assert found.estimates[TARGET].norm == min(estimate.norm for estimate in found.estimates)
     assert found.estimates[TARGET].success > 0.6
+
+
+@pytest.mark.parametrize(("success", "suspects"), [(0.6, (TARGET,)), (0.4, ())])
+def test_an_addition_that_fails_on_held_out_images_names_nothing(
+    classifier: Classifier, victim: Poisoned, monkeypatch: pytest.MonkeyPatch, success: float, suspects: tuple[int, ...]
+) -> None:
+    """The p-value alone is small here: of few images an addition may fit these alone."""
+    norms = np.random.default_rng(0).uniform(9.0, 11.0, (N_CLASSES, N_CLASSES))
+    norms[0, TARGET] = 0.5
+    values = np.zeros(PREPROCESS.input_shape, np.float32)
+
+    def addition_to(self: Searcher, target: int, norms: object) -> AdditionEstimate:
+        return AdditionEstimate(target, values, 0.5, success, (0,))
+
+    monkeypatch.setattr(Searcher, "addition_norms", lambda self: norms.copy())
+    monkeypatch.setattr(Searcher, "addition_to", addition_to)
+    found = inspect(classifier, victim.defence, PREPROCESS, method="perturbation", progress=False)
+    assert found.suspects == suspects
+    assert [finding.method for finding in found.findings] == ["perturbation"] * len(suspects)
