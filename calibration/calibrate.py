@@ -163,9 +163,9 @@ def _choose(case: _Case, network: Classifier | OnnxRuntimeEngine) -> list[_Chose
 
 def _best_layers(case: _Case, classifier: Classifier) -> tuple[Classifier, list[_Chosen], list[dict[str, Any]]]:
     """The classifier with the best feature layers on offer, its densities, and a record of each that was tried."""
-    best: tuple[Classifier, list[_Chosen]] | None = None
+    best: tuple[tuple[float, float], Classifier, list[_Chosen]] | None = None
     records: list[dict[str, Any]] = []
-    failure: DataError | None = None
+    failures: list[DataError] = []
     for network in (classifier, *classifier.alternatives):
         record: dict[str, Any] = {"feature_layer": network.feature_layer, "n_features": network.n_features}
         records.append(record)
@@ -173,15 +173,14 @@ def _best_layers(case: _Case, classifier: Classifier) -> tuple[Classifier, list[
             choices = _choose(case, network)
         except DataError as error:  # a dead unit of one layer leaves the others
             record["error"] = str(error)
-            failure = failure or error
+            failures.append(error)
             continue
-        record["verdict_error"], record["source_error"] = _errors(choices)
-        if best is None or _errors(choices) < _errors(best[1]):
-            best = network, choices
+        errors = record["verdict_error"], record["source_error"] = _errors(choices)
+        if best is None or errors < best[0]:
+            best = errors, network, choices
     if best is None:
-        assert failure is not None
-        raise failure
-    return *best, records
+        raise failures[0]
+    return best[1], best[2], records
 
 
 def _errors(choices: list[_Chosen]) -> tuple[float, float]:

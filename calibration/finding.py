@@ -92,8 +92,7 @@ class Searcher:
         self.n_classes, self.settings, self.seed, self.progress = n_classes, settings, seed, progress
         self.held_out = _held_out(labels)
         self.images = torch.from_numpy(pixels / np.float32(255.0))
-        quick = COARSE_PAIR if coarse else PAIR
-        self.quick = replace(quick, steps=min(quick.steps, settings.steps))
+        self.quick = _at_most(settings.steps, COARSE_PAIR if coarse else PAIR)
 
     def run(self, method: str, targets: Sequence[int] = ()) -> tuple[tuple[Estimate, ...], tuple[Finding, ...]]:
         """One estimate per class, and the findings, at most one a class; the earlier search has precedence.
@@ -104,7 +103,7 @@ class Searcher:
         estimates: list[Estimate] = []
         findings: list[Finding] = []
         if method != "perturbation":
-            short = replace(COARSE, steps=min(COARSE.steps, self.settings.steps)) if self.coarse else None
+            short = _at_most(self.settings.steps, COARSE) if self.coarse else None
             estimates = list(self.patches(list(range(self.n_classes)), others, short))
             compared = np.array([e.norm for e in estimates])
             indices = anomaly_indices(compared)
@@ -271,6 +270,11 @@ class Searcher:
             everyone = len(sources) >= (self.n_classes - 1) / 2
             estimate = self.additions([target], [self.others(target) if everyone else sources], success=0.9)[0]
         return estimate
+
+
+def _at_most(steps: int, settings: Settings) -> Settings:
+    """Settings of at most so many steps."""
+    return replace(settings, steps=min(settings.steps, steps))
 
 
 def _held_out(labels: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -154,7 +154,7 @@ def _measure(
 
 def _held_out(case: Experiment, classifier: Classifier, target: int) -> dict[str, tuple[Pixels, NDArray[np.int64]]]:
     """Features and true classes of the held-out frames predicted as the target: "tpr" triggered ones, "fpr" clean ones."""
-    sources = case.test.subset(np.isin(case.test.labels, [c for c in case.sources if c != target]))
+    sources = case.attacked(target)
     stamped = case.trigger.embed(np.asarray(sources.images)).transpose(0, 3, 1, 2).astype(np.float32)
     own = case.test.subset(case.test.labels == target)
     result = {}

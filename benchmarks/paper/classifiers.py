@@ -102,6 +102,10 @@ class Experiment:
             return [0]
         return [int(c) for c in np.unique(self.test.labels) if c != self.target or self.setting == "all"]
 
+    def attacked(self, target: int) -> ImageSet:
+        """Held-out images, still clean, of the source classes but the target."""
+        return self.test.subset(np.isin(self.test.labels, [c for c in self.sources if c != target]))
+
 
 def experiment(
     dataset: str,
@@ -155,12 +159,7 @@ def inspected(case: Experiment, classifier: Classifier, *, progress: bool = True
 
     Another network, other images or other searches than the kept one's are inspected anew.
     """
-    digest = hashlib.sha256(repr((Settings(), PAIR, COARSE, COARSE_PAIR, AdditionSettings(), case.seed)).encode())
-    for value in case.network.state_dict().values():
-        digest.update(value.numpy().tobytes())
-    digest.update(case.defence.pixels(case.preprocess).tobytes())
-    name = f"{case.name}.inspection-{digest.hexdigest()[:12]}"
-    kept = None if case.runs is None else case.runs / name / "patterns.safetensors"
+    kept = None if case.runs is None else case.runs / _inspection_name(case) / "patterns.safetensors"
     if kept is not None and kept.exists():
         return read_inspection(kept)
     # All to all: a search that compares classes finds none standing out.
@@ -169,6 +168,15 @@ def inspected(case: Experiment, classifier: Classifier, *, progress: bool = True
     if kept is not None:
         found.save(kept.parent)
     return found
+
+
+def _inspection_name(case: Experiment) -> str:
+    """The case's name and a digest of what its inspection depends on."""
+    digest = hashlib.sha256(repr((Settings(), PAIR, COARSE, COARSE_PAIR, AdditionSettings(), case.seed)).encode())
+    for value in case.network.state_dict().values():
+        digest.update(value.numpy().tobytes())
+    digest.update(case.defence.pixels(case.preprocess).tobytes())
+    return f"{case.name}.inspection-{digest.hexdigest()[:12]}"
 
 
 def experiment_parser(program: str, description: str | None) -> argparse.ArgumentParser:

@@ -50,7 +50,7 @@ def _other_defences(case: Experiment, program: Path, inspection: Inspection, pro
     def as_target(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         return pixels[extract(classifier, pixels, preprocess)[0].argmax(1) == target]
 
-    sources = case.test.subset(np.isin(case.test.labels, [c for c in case.sources if c != target]))
+    sources = case.attacked(target)
     stamped = case.trigger.embed(np.asarray(sources.images)).transpose(0, 3, 1, 2).astype(np.float32)
     triggered = as_target(stamped)
     clean = as_target(case.test.subset(case.test.labels == target).pixels(preprocess))
@@ -86,7 +86,7 @@ def patching(case: Experiment, inspection: Inspection, rates: Sequence[float]) -
 def _patching(case: Experiment, inspection: Inspection, rates: Sequence[float]) -> list[dict[str, Any]]:
     target = inspection.suspects[0]
     rng = np.random.default_rng(case.seed)
-    sources = case.test.subset(np.isin(case.test.labels, [c for c in case.sources if c != target]))
+    sources = case.attacked(target)
     sources = sources.subset(_positions(len(sources), PATCHED_FRAMES, rng))
     test = case.test.subset(_positions(len(case.test), PATCHED_FRAMES, rng))
     frames = case.trigger.embed(np.asarray(sources.images))

@@ -15,17 +15,6 @@ import pytest
 from benchmarks.paper import ablation, classifiers, robustness
 from benchmarks.paper.classifiers import Experiment
 from inflight_edge.calibration.inspection import Inspection
-from inflight_edge.calibration.train import Recipe
-
-
-@pytest.fixture(scope="module")
-def case() -> Experiment:
-    victim = poisoned.poisoned()
-    return Experiment(
-        "digits",
-        "digits", "tiny", "WB", "multi", 0, victim.network, poisoned.PREPROCESS, victim.trigger, victim.defence,
-        victim.test, Recipe(1), victim.test, poisoned.TARGET,
-    )  # fmt: skip
 
 
 @pytest.fixture

@@ -22,15 +22,6 @@ from inflight_edge.calibration.train import Recipe
 SETTING = Setting("mnist", "WB", "multi")
 
 
-@pytest.fixture(scope="module")
-def case() -> Experiment:
-    victim = poisoned.poisoned()
-    return Experiment(
-        "digits", "mnist", "tiny", "WB", "multi", 0, victim.network, poisoned.PREPROCESS, victim.trigger, victim.defence,
-        victim.test, Recipe(1), victim.test, poisoned.TARGET,
-    )  # fmt: skip
-
-
 @pytest.fixture
 def known(case: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "experiment", lambda *_, **__: case)
@@ -38,7 +29,7 @@ def known(case: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("known")
-def test_a_setting_has_the_records_of_every_defence_and_rate(case: Experiment) -> None:
+def test_a_setting_has_the_records_of_every_defence_and_rate() -> None:
     records = measure_setting(SETTING, Path(), None, progress=False)
     assert [record["detector"] for record in records] == ["guard", "nc", "b3d", "strip"] + ["nc"] * len(RATES)
     assert [record["learning_rate"] for record in records[4:]] == list(RATES)
@@ -52,7 +43,7 @@ def test_a_setting_has_the_records_of_every_defence_and_rate(case: Experiment) -
 
 @pytest.mark.usefixtures("known")
 @pytest.mark.parametrize("again", PARTS)
-def test_parts_are_measured_again_and_the_others_kept(again: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_are_measured_again_and_the_others_kept(again: str) -> None:
     old = measure_setting(SETTING, Path(), None, progress=False)
     marked = [{**record, "commit": "old"} for record in old]
     records = measure_setting(SETTING, Path(), None, progress=False, only=[again], known=marked)
