@@ -19,7 +19,8 @@ from inflight_edge.calibration.features import extract
 from inflight_edge.calibration.inspection import Inspection, check_accuracy
 from inflight_edge.calibration.model import Classifier
 from inflight_edge.calibration.precision import to_fp16, to_int8
-from inflight_edge.calibration.selection import Choice, fit, select
+from inflight_edge.calibration.samples import Plan, Samples, collect, plan, spread
+from inflight_edge.calibration.selection import ENOUGH, Choice, fit, select
 from inflight_edge.engines.onnxruntime import OnnxRuntimeEngine
 from inflight_edge.errors import DataError, ModelError, OptionError
 from inflight_edge.guard import Guard
@@ -27,7 +28,7 @@ from inflight_edge.preprocess import Preprocess
 from inflight_edge.scoring.reference import log_likelihoods
 from inflight_edge.verdict import Decision, Verdict, decide
 
-__all__ = ["calibrate", "judged"]
+__all__ = ["calibrate"]
 
 _CONVERT = {"fp16": to_fp16, "int8": to_int8}
 # A self-test's frames have a larger margin (nats) and gap between the two largest logits than what the engines of a
@@ -49,7 +50,7 @@ def calibrate(
     """Fit a guard for every suspected target and assemble the bundle.
 
     Where the classifier offers alternative feature layers, those with the lowest held-out errors are taken, first of the
-    verdict, then of the source, means over the targets; its own where no others are better.
+    verdict, down to ENOUGH, then of the source, means over the targets; its own where no others are better.
 
     data        clean labelled images.    targets  classes to guard; None takes the inspection's suspects.
     precisions  of the classifier's arithmetic, of PRECISIONS; fp32 is always there.  Each has guards of its own.
@@ -68,14 +69,15 @@ def calibrate(
     data.check_labels(classifier.n_classes, every_class=True)
     pixels = data.pixels(preprocess)
     accuracy = check_accuracy(classifier, pixels, data, preprocess)
-    case = _Case(data, pixels, preprocess, inspection, chosen, seed, progress)
+    plans = {t: plan(classifier, pixels, data.labels, inspection.estimates[t], preprocess) for t in chosen}
+    case = _Case(data, pixels, preprocess, inspection, plans, seed, progress)
     classifier, choices, layers = _best_layers(case, classifier)
     model = export_onnx(classifier)
-    parity = check_parity(classifier, model, preprocess.normalise(pixels[_spread(len(pixels), 64)]))
+    parity = check_parity(classifier, model, preprocess.normalise(pixels[spread(len(pixels), 64)]))
     first = _fit(case, classifier, choices, "fp32")
     variants, reports = {}, {}
     for precision in [name for name in PRECISIONS[1:] if name in precisions]:
-        converted = _CONVERT[precision](model, preprocess.normalise(pixels[_spread(len(pixels), 512)]))
+        converted = _CONVERT[precision](model, preprocess.normalise(pixels[spread(len(pixels), 512)]))
         engine = OnnxRuntimeEngine(converted)
         agreement = _agreement(
             precision, extract(engine, pixels, preprocess)[0], extract(classifier, pixels, preprocess)[0]
@@ -114,23 +116,17 @@ class _Case:
     pixels: NDArray[np.float32]
     preprocess: Preprocess
     inspection: Inspection
-    targets: tuple[int, ...]
+    plans: dict[int, Plan]  # of each target
     seed: int
     progress: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Chosen:
-    """The density chosen for a target, and what it is fitted to.
-
-    features, labels  (N, D) and (N,): clean ones of the target, triggered ones of the other classes.
-    success  share of the source classes' images that the estimated pattern sends to the target.
-    """
+    """The density chosen for a target, and what it is fitted to."""
 
     target: int
-    features: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    success: float
+    samples: Samples
     choice: Choice
 
 
@@ -144,20 +140,23 @@ class _Fitted:
 def _choose(case: _Case, network: Classifier | OnnxRuntimeEngine) -> list[_Chosen]:
     """The density of each target on the features of one network."""
     result = []
-    for target in case.targets:
-        others = case.data.labels != target
-        triggered = case.pixels.copy()
-        triggered[others] = case.inspection.estimates[target].embed(case.pixels[others])
-        logits, features = extract(network, triggered, case.preprocess, progress=case.progress)
-        if not np.isfinite(features).all():
-            raise DataError(f"{case.data.origin}: the model's features are not finite; check --scale, --mean and --std")
-        predicted = logits.argmax(1)
-        used = judged(predicted, case.data.labels, target)
-        choice = select(features[used], case.data.labels[used], target, seed=case.seed, progress=case.progress)
+    for target, made in case.plans.items():
+        estimate = case.inspection.estimates[target]
         # Densities are of all other classes, as published: a single-class trigger spills over to some of them.
-        own = np.isin(case.data.labels, case.inspection.estimates[target].sources)
-        success = float((predicted[own] == target).mean())
-        result.append(_Chosen(target, features[used], case.data.labels[used], success, choice))
+        samples = collect(
+            network,
+            case.pixels,
+            case.data.labels,
+            estimate,
+            made,
+            case.preprocess,
+            seed=case.seed,
+            progress=case.progress,
+        )
+        choice = select(
+            samples.features, samples.labels, target, images=samples.images, seed=case.seed, progress=case.progress
+        )
+        result.append(_Chosen(target, samples, choice))
     return result
 
 
@@ -176,6 +175,7 @@ def _best_layers(case: _Case, classifier: Classifier) -> tuple[Classifier, list[
             failures.append(error)
             continue
         errors = record["verdict_error"], record["source_error"] = _errors(choices)
+        errors = max(errors[0], ENOUGH), errors[1]
         if best is None or errors < best[0]:
             best = errors, network, choices
     if best is None:
@@ -197,20 +197,20 @@ def _fit(case: _Case, network: Classifier | OnnxRuntimeEngine, choices: list[_Ch
     report: list[dict[str, Any]] = []
     frames: list[NDArray[np.float32]] = []
     for chosen in choices:
-        target, choice = chosen.target, chosen.choice
+        target, samples, choice, made = chosen.target, chosen.samples, chosen.choice, case.plans[chosen.target]
         embed = case.inspection.estimates[target].embed
         others = np.flatnonzero(case.data.labels != target)
-        guards.append(fit(chosen.features, chosen.labels, target, choice))
-        entry = {"target": target, "asr_estimated": chosen.success, "density": choice.as_dict()}
+        guards.append(fit(samples.features, samples.labels, target, choice))
+        entry = {"target": target, "asr_estimated": made.success, "density": choice.as_dict()}
         if precision == PRECISIONS[0]:  # one is enough for people, and the manifest is bounded
+            entry["samples"] = {"n": len(samples.labels), **made.as_dict()}
             entry["evidence"] = guard_evidence(
                 pixels[others[0]],
                 embed(pixels[others[:1]])[0],
-                chosen.features,
-                chosen.labels,
+                samples,
                 target,
                 choice,
-                n_guards=len(case.targets),
+                n_guards=len(case.plans),
                 seed=case.seed,
             )
         report.append(entry)
@@ -231,11 +231,6 @@ def _agreement(precision: str, logits: NDArray[np.float32], expected: NDArray[np
     return share
 
 
-def _spread(count: int, most: int) -> NDArray[np.int64]:
-    """Indices of at most so many of ``count`` images, evenly spread."""
-    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
-
-
 def _check_targets(targets: tuple[int, ...], n_classes: int, first: int) -> None:
     if not targets:
         raise OptionError(
@@ -247,19 +242,6 @@ def _check_targets(targets: tuple[int, ...], n_classes: int, first: int) -> None
     for target in targets:
         if not 0 <= target < n_classes:
             raise OptionError(f"target: expected a class from 0 to {n_classes - 1}, got {target}")
-
-
-def judged(predicted: NDArray[np.int64], labels: NDArray[np.int64], target: int) -> NDArray[np.bool_]:
-    """Which samples to fit: those predicted as the target, the only ones a guard ever sees.
-
-    A class of which fewer than half get there keeps all its samples.
-    """
-    used = predicted == target
-    for label in np.unique(labels):
-        own = labels == label
-        if used[own].mean() < 0.5 or used[own].sum() < 3:
-            used[own] = True
-    return used
 
 
 def _self_test(

@@ -20,6 +20,7 @@ from inflight_edge.scoring.reference import log_likelihoods
 __all__ = [
     "Components",
     "GuardEstimator",
+    "balanced",
     "best_other",
     "build_guard",
     "fit_components",
@@ -37,7 +38,8 @@ class Components:
 
     With D features, M components over R classes:
     offsets (R + 1,) component ranges; weights (M,); means (M, D); residuals, one (n, D) array per
-    component: its class's samples minus the mean, times the root of their responsibility; totals (M,) responsibility.
+    component: its class's samples minus the mean, times the root of their responsibility and weight; totals (M,)
+    responsibility times weight.
     """
 
     offsets: NDArray[np.int32]
@@ -63,6 +65,9 @@ class GuardEstimator(BaseEstimator):  # type: ignore[misc]
     shrinkage : float
         For ``full``: weight in 0..1 of the covariance pooled over all classes against the class's own.
         Source: Friedman, "Regularized Discriminant Analysis", JASA 1989.
+    balance : bool
+        In the standardiser and the pooled covariance the target weighs as much as all other classes together, since the
+        verdict is between these two.  False: every sample weighs the same.
     random_state : int
         Seed of the mixtures' initialisation.
 
@@ -84,6 +89,7 @@ class GuardEstimator(BaseEstimator):  # type: ignore[misc]
         n_components: int = 1,
         regularisation: float = 0.1,
         shrinkage: float = 0.0,
+        balance: bool = True,
         random_state: int = 0,
     ) -> None:
         self.target = target
@@ -91,6 +97,7 @@ class GuardEstimator(BaseEstimator):  # type: ignore[misc]
         self.n_components = n_components
         self.regularisation = regularisation
         self.shrinkage = shrinkage
+        self.balance = balance
         self.random_state = random_state
 
     def fit(self, features: NDArray[np.floating], labels: NDArray[np.integer]) -> GuardEstimator:
@@ -110,9 +117,14 @@ class GuardEstimator(BaseEstimator):  # type: ignore[misc]
             raise DataError(
                 f"labels: expected samples of the target {self.target} and of another class, got {self.classes_}"
             )
-        mean, scale = standardiser(features)
+        weights = balanced(labels, self.target) if self.balance else np.ones(len(labels))
+        mean, scale = standardiser(features, weights)
         components = fit_components(
-            (features - mean) / scale, labels, n_components=self.n_components, random_state=self.random_state
+            (features - mean) / scale,
+            labels,
+            weights,
+            n_components=self.n_components,
+            random_state=self.random_state,
         )
         self.guard_ = build_guard(
             self.target,
@@ -196,19 +208,29 @@ def build_guard(
     )
 
 
-def standardiser(features: Float64) -> tuple[Float64, Float64]:
-    """Mean and standard deviation (D,) of each feature; 1 where a feature is constant."""
-    mean, deviation = features.mean(axis=0), features.std(axis=0)
+def balanced(labels: NDArray[np.integer], target: int) -> Float64:
+    """Weights (N,) of mean 1 by which the target's samples count as much as all others together."""
+    own = labels == target
+    return np.where(own, 0.5 / own.mean(), 0.5 / (1.0 - own.mean()))
+
+
+def standardiser(features: Float64, weights: Float64) -> tuple[Float64, Float64]:
+    """Mean and standard deviation (D,) of each feature under the samples' weights (N,); 1 where a feature is constant."""
+    mean: Float64 = np.average(features, axis=0, weights=weights)
+    deviation: Float64 = np.sqrt(np.average((features - mean) ** 2, axis=0, weights=weights))
     floor = 1e-6 * max(float(deviation.max()), float(np.finfo(np.float32).tiny))
     return mean, np.where(deviation > floor, deviation, 1.0)
 
 
-def fit_components(z: Float64, labels: NDArray[np.integer], *, n_components: int, random_state: int) -> Components:
+def fit_components(
+    z: Float64, labels: NDArray[np.integer], weights: Float64, *, n_components: int, random_state: int
+) -> Components:
     """Mixture components of every class from standardised features z (N, D), by EM with diagonal covariances.
 
+    weights  (N,) of the samples in a pooled covariance, the same within a class.
     A class never gets more components than a third of its samples.  Raises DataError for a class with one sample.
     """
-    offsets, weights, means, residuals, totals = [0], [], [], [], []
+    offsets, shares, means, residuals, totals = [0], [], [], [], []
     for label in np.unique(labels):
         own = z[labels == label]
         if len(own) < 2:
@@ -222,16 +244,17 @@ def fit_components(z: Float64, labels: NDArray[np.integer], *, n_components: int
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 responsibility = mixture.fit(own).predict_proba(own)
             responsibility = responsibility[:, responsibility.sum(axis=0) > 1e-3]
+        responsibility = responsibility * weights[labels == label][:, None]
         total = responsibility.sum(axis=0)
         centre = (responsibility.T @ own) / total[:, None]
         for k in range(len(total)):
             residuals.append(np.sqrt(responsibility[:, k : k + 1]) * (own - centre[k]))
         means.append(centre)
         totals.append(total)
-        weights.append(total / total.sum())
+        shares.append(total / total.sum())
         offsets.append(offsets[-1] + len(total))
     return Components(
-        np.asarray(offsets, np.int32), np.concatenate(weights), np.concatenate(means), residuals, np.concatenate(totals)
+        np.asarray(offsets, np.int32), np.concatenate(shares), np.concatenate(means), residuals, np.concatenate(totals)
     )
 
 

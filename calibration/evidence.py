@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.decomposition import PCA
 
+from inflight_edge.calibration.samples import Samples
 from inflight_edge.calibration.selection import Choice
 
 __all__ = ["guard_evidence"]
@@ -25,8 +26,7 @@ MAX_CONFUSION = 40
 def guard_evidence(
     clean: NDArray[np.float32],
     triggered: NDArray[np.float32],
-    features: NDArray[np.float32],
-    labels: NDArray[np.int64],
+    samples: Samples,
     target: int,
     choice: Choice,
     *,
@@ -36,11 +36,14 @@ def guard_evidence(
     """Plain values for the bundle's metrics.
 
     clean, triggered  (channels, H, W) float32 in 0..255: one image of another class, and with the estimated pattern.
-    features, labels  (N, D) and (N,): what the guard was fitted to, in the order of the choice's held-out figures.
+    samples  what the guard was fitted to, in the order of the choice's held-out figures; one of each image is shown.
 
     Keys: pictures (PNG, base64), margins (held-out, nats: clean ones of the target, triggered ones), projection (x, y and
     class of some features on their first two principal components, standardised), confusion (rows: true class).
     """
+    one_each = samples.one_each
+    features, labels = samples.features[one_each], samples.labels[one_each]
+    held_out_margins, sources = choice.margins[one_each], choice.sources[one_each]
     longest = max(8, int(LONGEST * min(1.0, (10 / n_guards) ** 0.5)))
     rng = np.random.default_rng(seed)
     shown = np.sort(rng.permutation(len(labels))[: max(50, POINTS // n_guards)])
@@ -52,8 +55,8 @@ def guard_evidence(
     return {
         "pictures": {name: _png(image, longest) for name, image in _pictures(clean, triggered).items()},
         "margins": {
-            "clean": _numbers(choice.margins[of_target & _among(shown, labels)]),
-            "triggered": _numbers(choice.margins[~of_target & _among(shown, labels)]),
+            "clean": _numbers(held_out_margins[of_target & _among(shown, labels)]),
+            "triggered": _numbers(held_out_margins[~of_target & _among(shown, labels)]),
         },
         "projection": {
             "x": [round(float(v), 3) for v in points[shown, 0]],
@@ -61,7 +64,7 @@ def guard_evidence(
             "class": labels[shown].tolist(),
             "variance": [] if plane is None else [round(float(v), 4) for v in plane.explained_variance_ratio_],
         },
-        "confusion": _confusion(labels[~of_target], choice.sources[~of_target], choice.margins[~of_target], n_guards),
+        "confusion": _confusion(labels[~of_target], sources[~of_target], held_out_margins[~of_target], n_guards),
     }
 
 

@@ -221,7 +221,7 @@ def _cell(value: int, share: float) -> str:
 
 
 def _trials(trials: Sequence[Mapping[str, Any]]) -> str:
-    keys = ("false_alarms", "missed", "source_error", "log_likelihood")
+    keys = ("verdict_error", "false_alarms", "missed", "source_error")
     rows = []
     for trial in trials:
         form = trial["candidate"]

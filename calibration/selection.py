@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
+from scipy.stats import norm
 from sklearn.model_selection import StratifiedKFold
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from inflight_edge.calibration.density import (
     GuardEstimator,
+    balanced,
     best_other,
     build_guard,
     fit_components,
@@ -26,7 +28,10 @@ from inflight_edge.errors import DataError
 from inflight_edge.guard import Guard, Kind, packed_size
 from inflight_edge.scoring.reference import log_likelihoods
 
-__all__ = ["Candidate", "Choice", "Trial", "candidates", "fit", "select"]
+__all__ = ["ENOUGH", "Candidate", "Choice", "Trial", "candidates", "fit", "select", "verdict_error"]
+
+# Verdict errors below this are alike; then the source decides.
+ENOUGH = 1e-3
 
 MAX_FACTOR_FEATURES = 4096
 MAX_PARAMETER_BYTES = 256 << 20
@@ -52,9 +57,9 @@ class Candidate:
 class Trial:
     """Held-out figures of a candidate.
 
-    false_alarms    share of clean target features flagged.     missed  share of triggered features not flagged.
-    verdict_error   mean of the two.     source_error  share of triggered features without their right source.
-    log_likelihood  mean of the features' own class, nats.
+    false_alarms   share of clean target features flagged.     missed  share of triggered features not flagged.
+    verdict_error  see verdict_error: a hundred margins may all be right and yet lie close to 0.
+    source_error   share of triggered features without their right source.
     """
 
     candidate: Candidate
@@ -62,15 +67,14 @@ class Trial:
     missed: float
     verdict_error: float
     source_error: float
-    log_likelihood: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Choice:
     """The winner with its reason, all trials in order of preference, and the winner's held-out figures.
 
-    clean_margins  ascending, of the target's samples.    margins, sources  (N,) of every sample, in their order: nats, and
-    the best class but the target.
+    clean_margins  ascending, one of each of the target's images.     margins, sources  (N,) of every sample, in their order:
+    nats, and the best class but the target.
     """
 
     best: Trial
@@ -101,6 +105,7 @@ def select(
     labels: NDArray[np.int64],
     target: int,
     *,
+    images: NDArray[np.int64] | None = None,
     options: list[Candidate] | None = None,
     n_folds: int = 5,
     seed: int = 0,
@@ -109,15 +114,18 @@ def select(
     """Choose among candidates by cross-fitting; the standardiser is fitted inside the folds.
 
     features  (N, D): clean ones of the target, triggered-by-estimate ones of every other class.
-    labels    (N,) true classes.   n_folds  lowered where a class has fewer samples.
+    labels    (N,) true classes.   n_folds  lowered where a class has fewer images.
+    images    (N,) which image each sample shows: all views of an image are held out together.  None: one sample each.
     The folds run where joblib is told to, one after another unless told: joblib.parallel_config(backend="dask") spreads
     them over a cluster.  The numbers do not depend on it.
-    First the lowest verdict error; ties go to the lower source error, then to the higher held-out log-likelihood.
-    Raises DataError when a class has too few samples.
+    First the lowest verdict error, where all up to ENOUGH are alike; then the lowest source error.
+    Raises DataError when a class has too few images.
     """
     features64 = np.asarray(features, np.float64)
     classes = np.unique(labels)
-    smallest = int(min(np.count_nonzero(labels == c) for c in classes))
+    numbers, first = np.unique(np.arange(len(labels)) if images is None else images, return_index=True)
+    shown = np.searchsorted(numbers, numbers if images is None else images)
+    smallest = int(min(np.count_nonzero(labels[first] == c) for c in classes))
     if smallest < 3:
         raise DataError(
             f"expected at least 3 images of each class to choose a density, got {smallest}; add clean images"
@@ -126,7 +134,10 @@ def select(
         options = candidates(features.shape[1], len(classes))
     scores = np.full((len(options), len(labels), len(classes)), np.nan)
     folds = StratifiedKFold(min(n_folds, smallest), shuffle=True, random_state=seed)
-    parts = list(folds.split(features64, labels))
+    parts = []
+    for _, held_images in folds.split(first, labels[first]):
+        held_out = np.isin(shown, held_images)
+        parts.append((np.flatnonzero(~held_out), np.flatnonzero(held_out)))
     with tqdm(parts, desc="densities", unit="fold", disable=not progress) as bar:
         held = Parallel()(
             delayed(_score_fold)(features64[kept], labels[kept], features[held_out], target, options)
@@ -139,7 +150,7 @@ def select(
     ranked = [trials[i] for i in order]
     winner, row = scores[order[0]], int(np.searchsorted(classes, target))
     held_out_margins = margins(winner, row).astype(np.float32)
-    clean = np.sort(held_out_margins[labels == target])
+    clean = np.sort(held_out_margins[first[labels[first] == target]])
     sources = classes[best_other(winner, row)]
     return Choice(ranked[0], _reason(ranked), tuple(ranked), clean, held_out_margins, sources)
 
@@ -167,9 +178,11 @@ def _fit_all(
     features: NDArray[np.float64], labels: NDArray[np.int64], target: int, options: list[Candidate]
 ) -> Iterator[Guard]:
     """One guard per option; options with equal component counts share the mixtures."""
-    standard = standardiser(features)
+    weights = balanced(labels, target)
+    standard = standardiser(features, weights)
     z = (features - standard[0]) / standard[1]
-    fitted = {k: fit_components(z, labels, n_components=k, random_state=0) for k in {o.n_components for o in options}}
+    counts = {o.n_components for o in options}
+    fitted = {k: fit_components(z, labels, weights, n_components=k, random_state=0) for k in counts}
     for option in options:
         yield build_guard(
             target,
@@ -190,35 +203,43 @@ def _trial(
     target: int,
 ) -> Trial:
     row = int(np.searchsorted(classes, target))
-    flagged = ~(margins(scores, row) < 0)
-    clean = labels == target
+    margin, clean = margins(scores, row), labels == target
+    flagged = ~(margin < 0)
     right = flagged & (classes[best_other(scores, row)] == labels)
     false_alarms, missed = float(flagged[clean].mean()), float(1.0 - flagged[~clean].mean())
-    own = scores[np.arange(len(labels)), np.searchsorted(classes, labels)]
-    return Trial(
-        candidate,
-        false_alarms,
-        missed,
-        (false_alarms + missed) / 2,
-        float(1.0 - right[~clean].mean()),
-        float(own.mean()),
-    )
+    error = verdict_error(margin[clean], margin[~clean])
+    return Trial(candidate, false_alarms, missed, error, float(1.0 - right[~clean].mean()))
+
+
+def verdict_error(clean: NDArray[np.float64], triggered: NDArray[np.float64]) -> float:
+    """Mean of the shares of clean margins that are flagged and of triggered ones that are not.
+
+    Either counted or that of normal distributions with the margins' means and deviations, whichever is larger.
+    """
+    counted = (float((clean >= 0).mean()), float((triggered < 0).mean()))
+    normal = (_tail(clean, counted[0]), _tail(-triggered, counted[1]))
+    return max(sum(counted), sum(normal)) / 2
+
+
+def _tail(values: NDArray[np.float64], counted: float) -> float:
+    """Probability of more than 0 under the normal distribution with the values' mean and deviation."""
+    deviation = values.std()
+    return float(norm.sf(-values.mean() / deviation)) if deviation > 0 else counted
 
 
 def _preference(trial: Trial) -> tuple[float, float, float]:
-    return (trial.verdict_error, trial.source_error, -trial.log_likelihood)
+    return (max(trial.verdict_error, ENOUGH), trial.source_error, trial.verdict_error)
 
 
 def _reason(order: list[Trial]) -> str:
     best = order[0]
-    same_verdict = [t for t in order if t.verdict_error == best.verdict_error]
-    same_source = [t for t in same_verdict if t.source_error == best.source_error]
+    alike = [t for t in order if t.verdict_error <= max(best.verdict_error, ENOUGH)]
     text = (
-        f"{best.candidate}: lowest held-out verdict error {best.verdict_error:.4f} (false alarms {best.false_alarms:.4f}, "
-        f"missed {best.missed:.4f}) of {len(order)} densities"
+        f"{best.candidate}: held-out verdict error {best.verdict_error:.4f} (false alarms {best.false_alarms:.4f}, missed "
+        f"{best.missed:.4f}), "
     )
-    if len(same_verdict) > 1:
-        text += f"; lowest source error {best.source_error:.4f} of the {len(same_verdict)} that tie"
-    if len(same_source) > 1:
-        text += f"; highest held-out log-likelihood {best.log_likelihood:.2f} of the {len(same_source)} that still tie"
-    return text
+    if len(alike) == 1:
+        return text + f"the lowest of {len(order)} densities"
+    return (
+        text + f"source error {best.source_error:.4f}, the lowest of the {len(alike)} of {len(order)} densities as good"
+    )

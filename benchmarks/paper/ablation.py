@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,15 @@ from tqdm import tqdm
 from benchmarks.paper.classifiers import Experiment, experiment_parser, inspected, with_experiment
 from inflight_edge import InflightError
 from inflight_edge._text import table
-from inflight_edge.calibration.calibrate import calibrate, judged
+from inflight_edge.calibration.calibrate import calibrate
 from inflight_edge.calibration.demo import export_program
 from inflight_edge.calibration.density import GuardEstimator, best_other, margins
 from inflight_edge.calibration.features import extract
 from inflight_edge.calibration.inspection import Inspection
 from inflight_edge.calibration.model import Classifier, load_classifier
-from inflight_edge.calibration.selection import Candidate, select
+from inflight_edge.calibration.reversal.estimates import Estimate
+from inflight_edge.calibration.samples import Plan, Samples, collect, plan
+from inflight_edge.calibration.selection import Candidate, select, verdict_error
 from inflight_edge.scoring.reference import log_likelihoods
 
 Pixels = NDArray[np.float32]
@@ -43,30 +44,37 @@ class Idea:
 
     layer     of LAYERS, or "shipped": chosen by cross-fitting among all on offer.
     density   None: chosen by cross-fitting among all forms, as shipped.
-    copies    further samples: images shifted by one pixel, or the pattern at other strengths; "" for none.
+    balance   the target weighs as much as all other classes together.
+    places, views, strengths  the pattern where it works elsewhere; images mirrored and moved; weaker patterns.
     project   remove the direction of the estimated trigger before the source is inferred.
     """
 
     name: str
     layer: str = "paper"
     density: Candidate | None = DIAGONAL
-    copies: str = ""
+    balance: bool = False
+    places: bool = False
+    views: bool = False
+    strengths: bool = False
     project: bool = False
 
 
+SHARED = Candidate("shared", 1, 0.03)
 IDEAS = (
     Idea("plain diagonal mixture (the paper)"),
     Idea("three components", density=Candidate("diagonal", 3, 0.1)),
     Idea("regularised diagonal", density=Candidate("diagonal", 1, 0.5)),
-    Idea("shared covariance", density=Candidate("shared", 1, 0.03)),
+    Idea("shared covariance", density=SHARED),
+    Idea("shared covariance, target as heavy as the rest", density=SHARED, balance=True),
     Idea("own covariances, shrunk by .95", density=Candidate("full", 1, 0.1, 0.95)),
     Idea("joined layers before the activation", layer="joined"),
-    Idea("shifted copies", copies="shift"),
-    Idea("pattern at several strengths", copies="strength"),
+    Idea("pattern at other places", places=True),
+    Idea("mirrored and moved images", views=True),
+    Idea("pattern at several strengths", strengths=True),
     Idea("trigger's direction removed", project=True),
-    Idea("density chosen by cross-fitting", density=None),
-    Idea("joined layers and the chosen density", layer="joined", density=None),
-    Idea("shipped: layers and density chosen by cross-fitting", layer="shipped", density=None),
+    Idea("density chosen by cross-fitting", density=None, balance=True),
+    Idea("joined layers and the chosen density", layer="joined", density=None, balance=True),
+    Idea("shipped: all of layers, density, places and views", "shipped", None, balance=True, places=True, views=True),
 )
 
 
@@ -99,14 +107,18 @@ def measure(case: Experiment) -> list[dict[str, Any]]:
     if not inspection.suspects:
         raise InflightError("no class is suspected: there is no pattern to work with")
     target = inspection.suspects[0]
-    embed = inspection.estimates[target].embed
+    estimate = inspection.estimates[target]
+    pixels = case.defence.pixels(case.preprocess)
+    everywhere = plan(classifiers["joined"], pixels, case.defence.labels, estimate, case.preprocess)
     classifiers["shipped"] = _chosen(case, classifiers["joined"], inspection)
     of_layer = {c.feature_layer: _held_out(case, c, target) for c in classifiers.values()}
     records = []
     for idea in tqdm(IDEAS, desc="ideas", unit="idea"):
         classifier = classifiers[idea.layer]
+        samples = _samples(idea, case, classifier, estimate, everywhere)
         held_out = of_layer[classifier.feature_layer]
-        records.append({"idea": idea.name, **_measure(idea, case, classifier, target, embed, held_out)})
+        record = {"idea": idea.name, "feature_layer": classifier.feature_layer}
+        records.append(record | _measure(idea, samples, held_out, target, case.seed))
     return records
 
 
@@ -117,39 +129,38 @@ def _chosen(case: Experiment, classifier: Classifier, inspection: Inspection) ->
 
 
 def _measure(
-    idea: Idea,
-    case: Experiment,
-    classifier: Classifier,
-    target: int,
-    embed: Callable[[Pixels], Pixels],
-    held_out: dict[str, tuple[Pixels, NDArray[np.int64]]],
+    idea: Idea, samples: Samples, held_out: dict[str, tuple[Pixels, NDArray[np.int64]]], target: int, seed: int
 ) -> dict[str, Any]:
-    features, labels, groups = _samples(idea, case, classifier, target, embed)
+    features, labels, images = samples.features, samples.labels, samples.images
     direction = features[labels != target].mean(axis=0) - features[labels == target].mean(axis=0)
-    original = groups < case.defence.labels.size
     density = idea.density
     if density is None:
-        density = select(features[original], labels[original], target, seed=case.seed, progress=False).best.candidate
-    # Copies of an image stay in its fold: a held-out image has no copy among the fitted ones.
-    own_groups, first = np.unique(groups[original], return_index=True)
-    folds = StratifiedKFold(5, shuffle=True, random_state=case.seed)
-    scores = np.full((original.sum(), len(np.unique(labels))), np.nan)
-    guesses = np.full(original.sum(), -1)
-    for _, held in folds.split(own_groups, labels[original][first]):
-        kept = ~np.isin(groups % case.defence.labels.size, own_groups[held])
-        rows, sources = _score(idea, features[kept], labels[kept], features[original][held], target, density, direction)
-        scores[held], guesses[held] = rows, sources
-    record = {"density": str(density), "feature_layer": classifier.feature_layer}
-    record |= _errors(scores, guesses, labels[original], target, "held_out_error", "held_out_source_error")
-    row = int(np.searchsorted(np.unique(labels), target))
-    result: dict[str, Any] = {}
+        density = select(features, labels, target, images=images, seed=seed, progress=False).best.candidate
+    # All views of an image are held out together.
+    numbers, first = np.unique(images, return_index=True)
+    classes = np.unique(labels)
+    row = int(np.searchsorted(classes, target))
+    scores = np.full((len(labels), len(classes)), np.nan)
+    guesses = np.full(len(labels), -1)
+    for _, part in StratifiedKFold(5, shuffle=True, random_state=seed).split(numbers, labels[first]):
+        held = np.isin(images, numbers[part])
+        scores[held], guesses[held] = _score(
+            idea, features[~held], labels[~held], features[held], target, density, direction
+        )
+    margin, clean = margins(scores, row), labels == target
+    right = ~(margin < 0) & (guesses == labels)
+    record: dict[str, Any] = {
+        "density": str(density),
+        "held_out_error": verdict_error(margin[clean], margin[~clean]),
+        "held_out_source_error": float(1.0 - right[~clean].mean()),
+    }
     for name, (frames, truth) in held_out.items():
         rows, guessed = _score(idea, features, labels, frames, target, density, direction)
         flagged = ~(margins(rows, row) < 0)
-        result[name] = float(flagged.mean())
+        record[name] = float(flagged.mean())
         if name == "tpr":
-            result["sia"] = float((flagged & (guessed == truth)).mean())
-    return record | result
+            record["sia"] = float((flagged & (guessed == truth)).mean())
+    return record
 
 
 def _held_out(case: Experiment, classifier: Classifier, target: int) -> dict[str, tuple[Pixels, NDArray[np.int64]]]:
@@ -168,29 +179,38 @@ def _held_out(case: Experiment, classifier: Classifier, target: int) -> dict[str
     return result
 
 
-def _samples(
-    idea: Idea, case: Experiment, classifier: Classifier, target: int, embed: Callable[[Pixels], Pixels]
-) -> tuple[Pixels, NDArray[np.int64], NDArray[np.int64]]:
-    """Features, labels and image numbers of what a guard is fitted to; a copy's number lies above all images' own."""
+def _samples(idea: Idea, case: Experiment, classifier: Classifier, estimate: Estimate, everywhere: Plan) -> Samples:
+    """What a guard is fitted to under one idea."""
+    chosen = replace(
+        everywhere,
+        places=everywhere.places if idea.places else everywhere.places[:1],
+        views=everywhere.views if idea.views else (),
+    )
     pixels, labels = case.defence.pixels(case.preprocess), case.defence.labels
-    versions: list[tuple[Pixels, Callable[[Pixels], Pixels]]] = [(pixels, embed)]
-    if idea.copies == "shift":
-        versions += [(np.roll(pixels, step, axis=axis), embed) for axis in (2, 3) for step in (-1, 1)]
-    elif idea.copies == "strength":
-        versions += [(pixels, _weaker(embed, share)) for share in (0.8, 0.9)]
-    parts = []
-    for number, (clean, put) in enumerate(versions):
-        triggered = clean.copy()
-        triggered[labels != target] = put(clean[labels != target])
-        logits, features = extract(classifier, triggered, case.preprocess)
-        used = judged(logits.argmax(1), labels, target)
-        parts.append((features[used], labels[used], np.flatnonzero(used) + number * labels.size))
-    features, all_labels, groups = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return features, all_labels, groups
+    patterns = [estimate, *(_Weaker(estimate, share) for share in (0.8, 0.9) if idea.strengths)]
+    parts = [
+        collect(classifier, pixels, labels, pattern, chosen, case.preprocess, seed=case.seed) for pattern in patterns
+    ]
+    # The target's clean images are there once.
+    kept = [np.flatnonzero((part.labels != estimate.target) | (number == 0)) for number, part in enumerate(parts)]
+    features, all_labels, images = (
+        np.concatenate([getattr(part, name)[rows] for part, rows in zip(parts, kept, strict=True)])
+        for name in ("features", "labels", "images")
+    )
+    return Samples(features, all_labels, images)
 
 
-def _weaker(embed: Callable[[Pixels], Pixels], share: float) -> Callable[[Pixels], Pixels]:
-    return lambda pixels: pixels + np.float32(share) * (embed(pixels) - pixels)
+class _Weaker:
+    """A share of what an estimated pattern changes."""
+
+    def __init__(self, estimate: Estimate, share: float) -> None:
+        self.target, self._estimate, self._share = estimate.target, estimate, np.float32(share)
+
+    def embed(self, pixels: Pixels) -> Pixels:
+        return pixels + self._share * (self._estimate.embed(pixels) - pixels)
+
+    def moved(self, step: tuple[int, int]) -> _Weaker:
+        return _Weaker(self._estimate.moved(step), float(self._share))
 
 
 def _score(
@@ -211,6 +231,7 @@ def _score(
             n_components=density.n_components,
             regularisation=density.regularisation,
             shrinkage=density.shrinkage,
+            balance=idea.balance,
         )
         return log_likelihoods(estimator.fit(fitted, labels).guard_, judged)
 
@@ -221,21 +242,6 @@ def _score(
         unit = direction / np.linalg.norm(direction)
         source_scores = rows(features - np.outer(features @ unit, unit), frames - np.outer(frames @ unit, unit))
     return scores, classes[best_other(source_scores, int(np.searchsorted(classes, target)))]
-
-
-def _errors(
-    scores: NDArray[np.float64],
-    guesses: NDArray[np.int64],
-    labels: NDArray[np.int64],
-    target: int,
-    verdict: str,
-    source: str,
-) -> dict[str, float]:
-    flagged = ~(margins(scores, int(np.searchsorted(np.unique(labels), target))) < 0)
-    clean = labels == target
-    missed = 1.0 - flagged[~clean].mean()
-    right = flagged & (guesses == labels)
-    return {verdict: float((flagged[clean].mean() + missed) / 2), source: float(1.0 - right[~clean].mean())}
 
 
 if __name__ == "__main__":

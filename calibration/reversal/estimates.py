@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["AdditionEstimate", "Estimate", "Kind", "Logits", "PatchEstimate", "predicted"]
+__all__ = ["AdditionEstimate", "Estimate", "Kind", "Logits", "PatchEstimate", "moved", "predicted"]
 
 Logits = Callable[[Tensor], Tensor]
 Kind = Literal["patch", "addition"]
@@ -51,6 +51,9 @@ class Estimate(Protocol):
     def embed(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Images (N, channels, H, W) in 0..255 with the pattern, rounded to 8-bit values."""
 
+    def moved(self, step: tuple[int, int]) -> Estimate:
+        """The pattern elsewhere: (down, right) in pixels; what leaves the image is gone."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PatchEstimate:
@@ -79,6 +82,10 @@ class PatchEstimate:
         )
         return blended
 
+    def moved(self, step: tuple[int, int]) -> PatchEstimate:
+        """The patch elsewhere: (down, right) in pixels; what leaves the image is gone."""
+        return replace(self, mask=moved(self.mask, step), pattern=moved(self.pattern, step))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AdditionEstimate:
@@ -103,6 +110,22 @@ class AdditionEstimate:
         """Images (N, channels, H, W) in 0..255 plus the perturbation, clipped and rounded to 8-bit values."""
         added: NDArray[np.float32] = np.rint(np.clip(pixels + self.perturbation * np.float32(255.0), 0.0, 255.0))
         return added
+
+    def moved(self, step: tuple[int, int]) -> AdditionEstimate:
+        """The addition elsewhere: (down, right) in pixels; what leaves the image is gone."""
+        return replace(self, perturbation=moved(self.perturbation, step))
+
+
+def moved(
+    planes: NDArray[np.float32], step: tuple[int, int], *, mode: Literal["constant", "edge"] = "constant"
+) -> NDArray[np.float32]:
+    """Planes (..., H, W) moved by (down, right) pixels; what comes in is 0, or the edge repeated."""
+    (down, right), (height, width) = step, planes.shape[-2:]
+    if step == (0, 0):
+        return planes
+    margins = [(0, 0)] * (planes.ndim - 2) + [(abs(down),) * 2, (abs(right),) * 2]
+    top, left = abs(down) - down, abs(right) - right
+    return np.pad(planes, margins, mode=mode)[..., top : top + height, left : left + width]
 
 
 def predicted(logits: Logits, pixels: NDArray[np.float32], batch: int = 256) -> NDArray[np.int64]:

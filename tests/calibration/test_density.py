@@ -15,7 +15,14 @@ from sklearn.mixture import GaussianMixture
 
 from inflight_edge import Decision, Scorer, decide
 from inflight_edge.calibration import density
-from inflight_edge.calibration.density import GuardEstimator, best_other, fit_components, margins, standardiser
+from inflight_edge.calibration.density import (
+    GuardEstimator,
+    balanced,
+    best_other,
+    fit_components,
+    margins,
+    standardiser,
+)
 from inflight_edge.errors import DataError, OptionError
 
 KINDS = ("diagonal", "shared", "full")
@@ -28,7 +35,10 @@ FEATURES = (
     * np.array([1.0, 10.0, 0.1, 1.0, 3.0])
     + 4.0
 ).astype(np.float32)
-MEAN, SCALE = FEATURES.astype(np.float64).mean(0), FEATURES.astype(np.float64).std(0)
+# The target, class 0 unless said, weighs as much as the two others.
+WEIGHTS = np.where(LABELS == 0, 1.5, 0.75)
+MEAN = np.average(FEATURES.astype(np.float64), axis=0, weights=WEIGHTS)
+SCALE = np.sqrt(np.average((FEATURES.astype(np.float64) - MEAN) ** 2, axis=0, weights=WEIGHTS))
 Z = (FEATURES - MEAN) / SCALE
 # Parameters are kept in float32: their rounding, over distances of some tens of nats.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-3}
@@ -39,7 +49,7 @@ def covariance(label: int) -> np.ndarray:
     return np.cov(Z[label == LABELS].T, bias=True)
 
 
-POOLED = sum(covariance(c) for c in range(3)) / 3
+POOLED = covariance(0) / 2 + (covariance(1) + covariance(2)) / 4
 
 
 def fitted(**parameters: Any) -> GuardEstimator:
@@ -70,8 +80,9 @@ def test_shared_is_the_pooled_covariance(regularisation: float) -> None:
 
 def test_shared_without_regularisation_is_linear_discriminant_analysis() -> None:
     scores = fitted(kind="shared", regularisation=1e-9).score_samples(FEATURES)
-    discriminant = LinearDiscriminantAnalysis(solver="lsqr", priors=[1 / 3] * 3).fit(Z, LABELS)
-    expected = discriminant.decision_function(Z)
+    priors = np.array([0.5, 0.25, 0.25])  # scikit-learn pools by them
+    discriminant = LinearDiscriminantAnalysis(solver="lsqr", priors=priors).fit(Z, LABELS)
+    expected = discriminant.decision_function(Z) - np.log(priors)
     np.testing.assert_allclose(scores - scores[:, :1], expected - expected[:, :1], rtol=1e-3, atol=5e-3)
 
 
@@ -94,16 +105,44 @@ def test_full_with_all_shrinkage_is_shared() -> None:
         np.testing.assert_allclose(row, shared.whitener, rtol=1e-5, atol=1e-6)
 
 
-def test_unequal_classes_are_pooled_by_their_samples() -> None:
+def test_the_target_weighs_as_much_as_all_others() -> None:
+    """Of the standardiser and of the pooled covariance; the others weigh by their samples."""
+    keep = np.concatenate([np.arange(60), np.arange(60, 75), np.arange(120, 180)])
+    features, labels = FEATURES[keep].astype(np.float64), LABELS[keep]
+    guard = GuardEstimator(1, kind="shared", regularisation=0.1).fit(features, labels).guard_
+    own = labels == 1
+    np.testing.assert_allclose(guard.mean, (features[own].mean(0) + features[~own].mean(0)) / 2, rtol=1e-5)
+    squares = (features - guard.mean) ** 2
+    np.testing.assert_allclose(guard.scale**2, (squares[own].mean(0) + squares[~own].mean(0)) / 2, rtol=1e-5)
+    z = (features - guard.mean) / guard.scale
+    centred = np.concatenate([z[labels == c] - z[labels == c].mean(0) for c in (1, 0, 2)])
+    pooled = (np.cov(centred[:15].T, bias=True) + centred[15:].T @ centred[15:] / 120) / 2
+    triangle = np.zeros((D, D))
+    triangle[np.tril_indices(D)] = guard.whitener
+    np.testing.assert_allclose(triangle.T @ triangle, np.linalg.inv(pooled + 0.1 * np.eye(D)), rtol=1e-4, atol=1e-4)
+    assert balanced(labels, 1).sum() == pytest.approx(len(labels))
+    assert balanced(labels, 1)[own].sum() == pytest.approx(len(labels) / 2)
+
+
+def test_without_balance_every_sample_weighs_the_same() -> None:
     keep = np.concatenate([np.arange(60), np.arange(60, 75), np.arange(120, 180)])
     features, labels = FEATURES[keep], LABELS[keep]
-    estimator = GuardEstimator(kind="shared", regularisation=0.1).fit(features, labels)
-    z = (features - estimator.guard_.mean) / estimator.guard_.scale
+    guard = GuardEstimator(1, kind="shared", regularisation=0.1, balance=False).fit(features, labels).guard_
+    np.testing.assert_allclose(guard.mean, features.astype(np.float64).mean(0), rtol=1e-5)
+    z = (features - guard.mean) / guard.scale
     centred = np.concatenate([z[labels == c] - z[labels == c].mean(0) for c in range(3)])
     triangle = np.zeros((D, D))
-    triangle[np.tril_indices(D)] = estimator.guard_.whitener
+    triangle[np.tril_indices(D)] = guard.whitener
     expected = np.linalg.inv(centred.T @ centred / len(keep) + 0.1 * np.eye(D))
     np.testing.assert_allclose(triangle.T @ triangle, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_copies_of_the_target_change_nothing() -> None:
+    more = np.concatenate([np.arange(180), np.arange(60, 120), np.arange(60, 120)])
+    for kind in KINDS:
+        once, copied = (GuardEstimator(1, kind=kind).fit(FEATURES[i], LABELS[i]).guard_ for i in (np.arange(180), more))
+        for name in ("mean", "scale", "means", "whitener"):
+            np.testing.assert_allclose(getattr(once, name), getattr(copied, name), rtol=1e-4, atol=1e-5)
 
 
 def test_separated_components_are_scikit_learns_mixture() -> None:
@@ -154,15 +193,8 @@ def test_helpers_by_hand() -> None:
     assert best_other(scores, 1).tolist() == [2, 0, 2]
     assert margins(scores, 1).tolist() == [-3.0, np.inf, -1.0]
     np.testing.assert_array_equal(scores[0], [1.0, 5.0, 2.0])
-    mean, scale = standardiser(np.array([[1.0, 5.0], [3.0, 5.0]]))
+    mean, scale = standardiser(np.array([[1.0, 5.0], [3.0, 5.0]]), np.ones(2))
     assert (mean.tolist(), scale.tolist()) == ([2.0, 5.0], [1.0, 1.0])
-
-
-def test_two_targets_see_the_same_densities() -> None:
-    first, second = fitted(target=0, kind="shared"), fitted(target=2, kind="shared")
-    np.testing.assert_array_equal(first.score_samples(FEATURES), second.score_samples(FEATURES))
-    assert (first.guard_.target_row, second.guard_.target_row) == (0, 2)
-    np.testing.assert_array_equal(first.predict(FEATURES), second.predict(FEATURES))
 
 
 def test_classes_may_have_gaps() -> None:
@@ -176,7 +208,7 @@ def test_classes_may_have_gaps() -> None:
 def test_scikit_learns_manners() -> None:
     estimator = GuardEstimator(2, kind="full", shrinkage=0.5)
     parameters = {"target": 2, "kind": "full", "n_components": 1, "regularisation": 0.1, "shrinkage": 0.5}
-    assert estimator.get_params() == {**parameters, "random_state": 0}
+    assert estimator.get_params() == {**parameters, "balance": True, "random_state": 0}
     copy = clone(estimator).set_params(kind="shared", n_components=2)
     assert (copy.kind, copy.n_components, copy.target, estimator.kind) == ("shared", 2, 2, "full")
     with pytest.raises(ValueError, match="Invalid parameter 'covariance'"):
@@ -226,7 +258,7 @@ def test_fewer_samples_than_features(kind: str) -> None:
 def test_component_count_is_at_most_a_third_of_the_samples() -> None:
     rng = np.random.default_rng(3)
     labels = np.repeat([0, 1, 2], [2, 6, 30])
-    components = fit_components(rng.normal(size=(38, 2)), labels, n_components=3, random_state=0)
+    components = fit_components(rng.normal(size=(38, 2)), labels, np.ones(38), n_components=3, random_state=0)
     assert components.offsets.tolist() == [0, 1, 3, 6]
     np.testing.assert_allclose(np.add.reduceat(components.weights, components.offsets[:-1]), 1.0)
     np.testing.assert_allclose(np.add.reduceat(components.totals, components.offsets[:-1]), [2, 6, 30])

@@ -21,6 +21,7 @@ from inflight_edge import DataError, write_bundle
 from inflight_edge.bundle import MAX_MANIFEST_BYTES
 from inflight_edge.calibration.evidence import guard_evidence
 from inflight_edge.calibration.report import render
+from inflight_edge.calibration.samples import Samples
 from inflight_edge.calibration.selection import Choice
 
 
@@ -119,8 +120,9 @@ def test_evidence_of_many_classes_fits_into_a_manifest() -> None:
     margins = rng.standard_normal(len(labels)).astype(np.float32)
     margins[:3] = [np.inf, -np.inf, 1e30]
     choice = Choice(None, "", (), margins[labels == 7], margins, labels)  # type: ignore[arg-type]
+    samples = Samples(features, labels, np.arange(len(labels)))
     image = rng.integers(0, 256, (3, 224, 224)).astype(np.float32)
-    kept = [guard_evidence(image, 255 - image, features, labels, 7, choice, n_guards=n, seed=0) for n in (1, 10, 200)]
+    kept = [guard_evidence(image, 255 - image, samples, 7, choice, n_guards=n, seed=0) for n in (1, 10, 200)]
     sizes = [len(json.dumps(entry, allow_nan=False)) for entry in kept]
     assert sizes[0] < MAX_MANIFEST_BYTES / 2
     assert 10 * sizes[1] < MAX_MANIFEST_BYTES
@@ -136,6 +138,7 @@ def test_confusion_counts_a_missed_trigger_as_missed() -> None:
     )  # fmt: skip
     features = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
     image = np.zeros((1, 4, 4), np.float32)
-    kept = guard_evidence(image, image, features, labels, 2, choice, n_guards=1, seed=0)
+    samples = Samples(features, labels, np.arange(6))
+    kept = guard_evidence(image, image, samples, 2, choice, n_guards=1, seed=0)
     assert kept["confusion"] == {"classes": [0, 1], "counts": [[1, 0, 1], [1, 1, 0]]}
     assert kept["margins"] == {"clean": [-5.0, -5.0], "triggered": [1.0, -1.0, 1.0, 1.0]}

@@ -1,0 +1,163 @@
+"""What a guard is fitted to: features of clean images of the target, and of the other classes' with the estimated pattern."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inflight_edge.calibration.features import extract
+from inflight_edge.calibration.model import Classifier
+from inflight_edge.calibration.reversal.estimates import Estimate, moved
+from inflight_edge.engines.onnxruntime import OnnxRuntimeEngine
+from inflight_edge.errors import DataError
+from inflight_edge.preprocess import Preprocess
+
+__all__ = ["Plan", "Samples", "View", "collect", "judged", "plan", "spread"]
+
+# A place counts where the moved pattern still sends so many images to the target; a view, where the accuracy stays.
+LEAST_SUCCESS, MOST_LOSS = 0.8, 0.03
+MAX_SAMPLES = 100_000
+SMALLEST_SIDE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Another look of the same image: mirrored left to right, or moved (down, right) by pixels, edges repeated."""
+
+    mirrored: bool = False
+    step: tuple[int, int] = (0, 0)
+
+    def __call__(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Images (N, channels, H, W) in this view, a copy."""
+        turned = pixels[..., ::-1] if self.mirrored else pixels
+        return np.array(moved(turned, self.step, mode="edge"))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where a pattern is put, and in which views the images are shown.
+
+    places   steps (down, right) in pixels from where it was found, that first: the trigger may sit elsewhere than its
+             estimate, and a network that was trained on moved images takes several places for the same.
+    views    besides the images as they are, those that the classifier still recognises.
+    success  share of the source classes' images that the pattern sends to the target, where it was found.
+    """
+
+    places: tuple[tuple[int, int], ...]
+    views: tuple[View, ...]
+    success: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for the bundle's metrics."""
+        views = [{"mirrored": view.mirrored, "step": list(view.step)} for view in self.views]
+        return {"places": [list(place) for place in self.places], "views": views}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Samples:
+    """features (N, D), labels (N,) true classes, images (N,) the number of the image that each sample shows."""
+
+    features: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    images: NDArray[np.int64]
+
+    @property
+    def one_each(self) -> NDArray[np.int64]:
+        """Positions of one sample of each image: as it is, where it is there so."""
+        return np.unique(self.images, return_index=True)[1]
+
+
+def plan(
+    classifier: Classifier,
+    pixels: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    estimate: Estimate,
+    preprocess: Preprocess,
+) -> Plan:
+    """Try places and views on the defender's images (N, channels, H, W) in 0..255; no true trigger is needed."""
+    height, width = pixels.shape[-2:]
+
+    def success(of: NDArray[np.float32], place: tuple[int, int]) -> float:
+        logits, _ = extract(classifier, estimate.moved(place).embed(of), preprocess)
+        return float((logits.argmax(1) == estimate.target).mean())
+
+    attacked = pixels[np.isin(labels, estimate.sources)]
+    few = attacked[spread(len(attacked), 256)]
+    places = [(0, 0)]
+    places += [place for place in _steps(height, width, 8, diagonal=True) if success(few, place) >= LEAST_SUCCESS]
+    probe = spread(len(pixels), 512)
+    least = _accuracy(classifier, pixels[probe], labels[probe], preprocess) - MOST_LOSS
+    offered = [View(mirrored=True), *(View(step=step) for step in _steps(height, width, 16, diagonal=False))]
+    views = [v for v in offered if _accuracy(classifier, v(pixels[probe]), labels[probe], preprocess) >= least]
+    return Plan(tuple(places), tuple(views[: max(0, MAX_SAMPLES // len(pixels) - 1)]), success(attacked, (0, 0)))
+
+
+def collect(
+    network: Classifier | OnnxRuntimeEngine,
+    pixels: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    estimate: Estimate,
+    chosen: Plan,
+    preprocess: Preprocess,
+    *,
+    seed: int = 0,
+    progress: bool = False,
+) -> Samples:
+    """Samples of every image in every view; those of the other classes have the pattern at a place drawn by the seed.
+
+    pixels, labels  (N, channels, H, W) in 0..255, and their true classes.     Raises DataError for features that are not
+    finite.
+    """
+    target = estimate.target
+    rng = np.random.default_rng(seed)
+    patterns = [estimate.moved(place) for place in chosen.places]
+    features, images = [], []
+    for view in (View(), *chosen.views):
+        shown = view(pixels)
+        drawn = rng.integers(len(patterns), size=len(labels))
+        for number, pattern in enumerate(patterns):
+            rows = np.flatnonzero((labels != target) & (drawn == number))
+            shown[rows] = pattern.embed(shown[rows])
+        logits, found = extract(network, shown, preprocess, progress=progress)
+        if not np.isfinite(found).all():
+            raise DataError("the model's features are not finite; check --scale, --mean and --std")
+        predicted = logits.argmax(1)
+        used = np.flatnonzero(judged(predicted, labels, target) if view == View() else predicted == target)
+        features.append(found[used])
+        images.append(used)
+    numbers = np.concatenate(images)
+    return Samples(np.concatenate(features), labels[numbers], numbers)
+
+
+def judged(predicted: NDArray[np.int64], labels: NDArray[np.int64], target: int) -> NDArray[np.bool_]:
+    """Which images to fit: those predicted as the target, the only ones a guard ever sees.
+
+    A class of which fewer than half get there keeps all its images.
+    """
+    used = predicted == target
+    for label in np.unique(labels):
+        own = labels == label
+        if used[own].mean() < 0.5 or used[own].sum() < 3:
+            used[own] = True
+    return used
+
+
+def spread(count: int, most: int) -> NDArray[np.int64]:
+    """Indices of at most so many of ``count`` images, evenly spread."""
+    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
+
+
+def _steps(height: int, width: int, parts: int, *, diagonal: bool) -> list[tuple[int, int]]:
+    """Steps by one of so many parts of each side, to all eight neighbours or to four."""
+    down, right = (max(1, round(side / parts)) if side >= SMALLEST_SIDE else 0 for side in (height, width))
+    steps = {(a * down, b * right) for a in (-1, 0, 1) for b in (-1, 0, 1) if diagonal or not a * b}
+    return sorted(steps - {(0, 0)})
+
+
+def _accuracy(
+    classifier: Classifier, pixels: NDArray[np.float32], labels: NDArray[np.int64], preprocess: Preprocess
+) -> float:
+    return float((extract(classifier, pixels, preprocess)[0].argmax(1) == labels).mean())
