@@ -79,6 +79,8 @@ def calibrate(options: argparse.Namespace) -> int:
             "target": guard["target"],
             "name": bundle.class_names[guard["target"]],
             "asr_estimated": guard["asr_estimated"],
+            "places": len(guard["samples"]["places"]),
+            "views": 1 + len(guard["samples"]["views"]),
             "density": guard["density"]["reason"],
         }
         for guard in bundle.metrics["guards"]
@@ -107,7 +109,8 @@ def calibrate(options: argparse.Namespace) -> int:
         print(f"  {tried['feature_layer']}: {found}")
     for guard in guards:
         print(
-            f"guard of class {guard['name']}: estimated pattern sends {guard['asr_estimated']:.1%} there\n  {guard['density']}"
+            f"guard of class {guard['name']}: estimated pattern sends {guard['asr_estimated']:.1%} there; places of the "
+            f"pattern: {guard['places']}, views of an image: {guard['views']}\n  {guard['density']}"
         )
     for precision, report in metrics.get("precisions", {}).items():
         print(f"{precision}: {report['top1_agreement']:.2%} of the predictions are those of fp32; guards of its own")

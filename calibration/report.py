@@ -130,7 +130,8 @@ def _guard(bundle: Bundle, entry: Mapping[str, Any]) -> str:
     target = bundle.class_names[entry["target"]]
     density = entry["density"]
     parts = [
-        f"<p>The estimated pattern sends {entry['asr_estimated']:.1%} of the other classes' images to {escape(target)}.</p>"
+        f"<p>The estimated pattern sends {entry['asr_estimated']:.1%} of the other classes' images to {escape(target)}."
+        f"{_samples(entry.get('samples'))}</p>"
     ]
     kept = entry.get("evidence")
     if kept:
@@ -150,6 +151,15 @@ def _guard(bundle: Bundle, entry: Mapping[str, Any]) -> str:
         parts.append(f"<h3>Inferred source of triggered images</h3>{_confusion(bundle, kept['confusion'])}")
     parts.append(f"<h3>Density</h3><p>{escape(density['reason'])}.</p>{_trials(density['trials'])}")
     return _section(f"Guard of {target}", "".join(parts))
+
+
+def _samples(samples: Mapping[str, Any] | None) -> str:
+    if samples is None:
+        return ""
+    return (
+        f" The guard was fitted to {samples['n']} samples: the pattern at {len(samples['places'])} place(s), each image in "
+        f"{1 + len(samples['views'])} view(s)."
+    )
 
 
 def _margins(margins: Mapping[str, Sequence[float]]) -> str:

@@ -197,3 +197,10 @@ def test_a_layer_that_cannot_be_fitted_leaves_the_others(
     assert "features are not finite" in made.metrics["feature_layers"][0]["error"]
     with pytest.raises(DataError, match="features are not finite"):
         calibrate(dead, victim.defence, inspection, progress=False)
+
+
+def test_what_the_guard_was_fitted_to_is_kept(bundle: Bundle, victim: Poisoned) -> None:
+    samples = bundle.metrics["guards"][0]["samples"]
+    assert samples["places"][0] == [0, 0]
+    assert all(set(view) == {"mirrored", "step"} for view in samples["views"])
+    assert 0.9 * len(victim.defence) < samples["n"] <= len(victim.defence) * (1 + len(samples["views"]))
