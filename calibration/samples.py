@@ -66,7 +66,7 @@ class Samples:
 
     @property
     def one_each(self) -> NDArray[np.int64]:
-        """Positions of one sample of each image: as it is, where it is there so."""
+        """Positions of one sample of each image: as it is."""
         return np.unique(self.images, return_index=True)[1]
 
 
@@ -90,7 +90,8 @@ def plan(
     places += [place for place in _steps(height, width, 8, diagonal=True) if success(few, place) >= LEAST_SUCCESS]
     probe = spread(len(pixels), 512)
     least = _accuracy(classifier, pixels[probe], labels[probe], preprocess) - MOST_LOSS
-    offered = [View(mirrored=True), *(View(step=step) for step in _steps(height, width, 16, diagonal=False))]
+    steps = _steps(height, width, 16, diagonal=False)
+    offered = [View(mirrored=True), *(View(step=step) for step in steps)] if steps else []
     views = [v for v in offered if _accuracy(classifier, v(pixels[probe]), labels[probe], preprocess) >= least]
     return Plan(tuple(places), tuple(views[: max(0, MAX_SAMPLES // len(pixels) - 1)]), success(attacked, (0, 0)))
 
@@ -115,6 +116,7 @@ def collect(
     rng = np.random.default_rng(seed)
     patterns = [estimate.moved(place) for place in chosen.places]
     features, images = [], []
+    as_it_is = np.ones(len(labels), bool)  # of an image that is left out so, no view is fitted either
     for view in (View(), *chosen.views):
         shown = view(pixels)
         drawn = rng.integers(len(patterns), size=len(labels))
@@ -125,7 +127,11 @@ def collect(
         if not np.isfinite(found).all():
             raise DataError("the model's features are not finite; check --scale, --mean and --std")
         predicted = logits.argmax(1)
-        used = np.flatnonzero(judged(predicted, labels, target) if view == View() else predicted == target)
+        if view == View():
+            as_it_is = judged(predicted, labels, target)
+            used = np.flatnonzero(as_it_is)
+        else:
+            used = np.flatnonzero(as_it_is & (predicted == target))
         features.append(found[used])
         images.append(used)
     numbers = np.concatenate(images)
@@ -152,7 +158,9 @@ def spread(count: int, most: int) -> NDArray[np.int64]:
 
 def _steps(height: int, width: int, parts: int, *, diagonal: bool) -> list[tuple[int, int]]:
     """Steps by one of so many parts of each side, to all eight neighbours or to four."""
-    down, right = (max(1, round(side / parts)) if side >= SMALLEST_SIDE else 0 for side in (height, width))
+    if min(height, width) < SMALLEST_SIDE:  # no picture
+        return []
+    down, right = (max(1, round(side / parts)) for side in (height, width))
     steps = {(a * down, b * right) for a in (-1, 0, 1) for b in (-1, 0, 1) if diagonal or not a * b}
     return sorted(steps - {(0, 0)})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -98,6 +99,20 @@ def test_every_image_is_there_in_every_view_with_the_pattern_at_one_of_the_place
     np.testing.assert_array_equal(again.features, samples.features)
     other = collect(CLASSIFIER, pixels, labels, pixel(), chosen, PREPROCESS, seed=1)
     assert not np.array_equal(other.features, samples.features)
+
+
+def test_an_image_that_is_left_out_as_it_is_has_no_views() -> None:
+    """Its view's margin would be none of a frame that the guard meets."""
+    pixels, labels = data()
+    misread = np.flatnonzero(labels == TARGET)[:3]
+    pixels[misread] = 0
+    pixels[misread, :, :8] = 60  # read as class 0; moved to the right half of the time as well
+    pixels[misread[0], :, :, 6:8] = 100
+    chosen = Plan(((0, 0),), (View(step=(0, -1)), View(step=(0, 1))), 1.0)
+    samples = collect(CLASSIFIER, pixels, labels, pixel(), chosen, PREPROCESS)
+    plain = collect(CLASSIFIER, pixels, labels, pixel(), replace(chosen, views=()), PREPROCESS)
+    assert set(samples.images) == set(plain.images)
+    np.testing.assert_array_equal(samples.features[samples.one_each], plain.features)
 
 
 def test_one_place_and_no_view_is_the_plain_pattern() -> None:
