@@ -19,8 +19,8 @@ from inflight_edge.calibration.features import extract
 from inflight_edge.calibration.inspection import Inspection, check_accuracy
 from inflight_edge.calibration.model import Classifier
 from inflight_edge.calibration.precision import to_fp16, to_int8
-from inflight_edge.calibration.samples import Plan, Samples, collect, plan, spread
-from inflight_edge.calibration.selection import ENOUGH, Choice, fit, select
+from inflight_edge.calibration.samples import Plan, Samples, collect, plan, recognised, spread
+from inflight_edge.calibration.selection import Choice, fit, preference, select
 from inflight_edge.engines.onnxruntime import OnnxRuntimeEngine
 from inflight_edge.errors import DataError, ModelError, OptionError
 from inflight_edge.guard import Guard
@@ -69,7 +69,8 @@ def calibrate(
     data.check_labels(classifier.n_classes, every_class=True)
     pixels = data.pixels(preprocess)
     accuracy = check_accuracy(classifier, pixels, data, preprocess)
-    plans = {t: plan(classifier, pixels, data.labels, inspection.estimates[t], preprocess) for t in chosen}
+    views = recognised(classifier, pixels, data.labels, preprocess)
+    plans = {t: plan(classifier, pixels, data.labels, inspection.estimates[t], views, preprocess) for t in chosen}
     case = _Case(data, pixels, preprocess, inspection, plans, seed, progress)
     classifier, choices, layers = _best_layers(case, classifier)
     model = export_onnx(classifier)
@@ -175,9 +176,9 @@ def _best_layers(case: _Case, classifier: Classifier) -> tuple[Classifier, list[
             failures.append(error)
             continue
         errors = record["verdict_error"], record["source_error"] = _errors(choices)
-        errors = max(errors[0], ENOUGH), errors[1]
-        if best is None or errors < best[0]:
-            best = errors, network, choices
+        rank = preference(*errors)
+        if best is None or rank < best[0]:
+            best = rank, network, choices
     if best is None:
         raise failures[0]
     return best[1], best[2], records

@@ -15,7 +15,7 @@ from inflight_edge.engines.onnxruntime import OnnxRuntimeEngine
 from inflight_edge.errors import DataError
 from inflight_edge.preprocess import Preprocess
 
-__all__ = ["Plan", "Samples", "View", "collect", "judged", "plan", "spread"]
+__all__ = ["Plan", "Samples", "View", "collect", "judged", "plan", "recognised", "spread"]
 
 # A place counts where the moved pattern still sends so many images to the target; a view, where the accuracy stays.
 LEAST_SUCCESS, MOST_LOSS = 0.8, 0.03
@@ -70,30 +70,36 @@ class Samples:
         return np.unique(self.images, return_index=True)[1]
 
 
+def recognised(
+    classifier: Classifier, pixels: NDArray[np.float32], labels: NDArray[np.int64], preprocess: Preprocess
+) -> tuple[View, ...]:
+    """Views of images (N, channels, H, W) in 0..255 that the classifier recognises about as well as the images as they are."""
+    probe = spread(len(pixels), 512)
+    images, expected = pixels[probe], labels[probe]
+    least = _share(classifier, images, expected, preprocess) - MOST_LOSS
+    steps = _steps(pixels, 16, diagonal=False)
+    offered = [View(mirrored=True), *(View(step=step) for step in steps)] if steps else []
+    views = [view for view in offered if _share(classifier, view(images), expected, preprocess) >= least]
+    return tuple(views[: max(0, MAX_SAMPLES // len(pixels) - 1)])
+
+
 def plan(
     classifier: Classifier,
     pixels: NDArray[np.float32],
     labels: NDArray[np.int64],
     estimate: Estimate,
+    views: tuple[View, ...],
     preprocess: Preprocess,
 ) -> Plan:
-    """Try places and views on the defender's images (N, channels, H, W) in 0..255; no true trigger is needed."""
-    height, width = pixels.shape[-2:]
+    """Try places on the defender's images (N, channels, H, W) in 0..255; no true trigger is needed."""
 
-    def success(of: NDArray[np.float32], place: tuple[int, int]) -> float:
-        logits, _ = extract(classifier, estimate.moved(place).embed(of), preprocess)
-        return float((logits.argmax(1) == estimate.target).mean())
+    def success(images: NDArray[np.float32], place: tuple[int, int]) -> float:
+        return _share(classifier, estimate.moved(place).embed(images), estimate.target, preprocess)
 
     attacked = pixels[np.isin(labels, estimate.sources)]
     few = attacked[spread(len(attacked), 256)]
-    places = [(0, 0)]
-    places += [place for place in _steps(height, width, 8, diagonal=True) if success(few, place) >= LEAST_SUCCESS]
-    probe = spread(len(pixels), 512)
-    least = _accuracy(classifier, pixels[probe], labels[probe], preprocess) - MOST_LOSS
-    steps = _steps(height, width, 16, diagonal=False)
-    offered = [View(mirrored=True), *(View(step=step) for step in steps)] if steps else []
-    views = [v for v in offered if _accuracy(classifier, v(pixels[probe]), labels[probe], preprocess) >= least]
-    return Plan(tuple(places), tuple(views[: max(0, MAX_SAMPLES // len(pixels) - 1)]), success(attacked, (0, 0)))
+    others = [place for place in _steps(pixels, 8, diagonal=True) if success(few, place) >= LEAST_SUCCESS]
+    return Plan(((0, 0), *others), views, success(attacked, (0, 0)))
 
 
 def collect(
@@ -116,7 +122,7 @@ def collect(
     rng = np.random.default_rng(seed)
     patterns = [estimate.moved(place) for place in chosen.places]
     features, images = [], []
-    as_it_is = np.ones(len(labels), bool)  # of an image that is left out so, no view is fitted either
+    as_it_is: NDArray[np.bool_] | None = None  # of an image that is left out so, no view is fitted either
     for view in (View(), *chosen.views):
         shown = view(pixels)
         drawn = rng.integers(len(patterns), size=len(labels))
@@ -127,11 +133,11 @@ def collect(
         if not np.isfinite(found).all():
             raise DataError("the model's features are not finite; check --scale, --mean and --std")
         predicted = logits.argmax(1)
-        if view == View():
-            as_it_is = judged(predicted, labels, target)
-            used = np.flatnonzero(as_it_is)
+        if as_it_is is None:
+            fitted = as_it_is = judged(predicted, labels, target)
         else:
-            used = np.flatnonzero(as_it_is & (predicted == target))
+            fitted = as_it_is & (predicted == target)
+        used = np.flatnonzero(fitted)
         features.append(found[used])
         images.append(used)
     numbers = np.concatenate(images)
@@ -156,16 +162,18 @@ def spread(count: int, most: int) -> NDArray[np.int64]:
     return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
 
 
-def _steps(height: int, width: int, parts: int, *, diagonal: bool) -> list[tuple[int, int]]:
-    """Steps by one of so many parts of each side, to all eight neighbours or to four."""
-    if min(height, width) < SMALLEST_SIDE:  # no picture
+def _steps(pixels: NDArray[np.float32], parts: int, *, diagonal: bool) -> list[tuple[int, int]]:
+    """Steps by one of so many parts of the images' sides, to all eight neighbours or to four."""
+    sides = pixels.shape[-2:]
+    if min(sides) < SMALLEST_SIDE:  # no picture
         return []
-    down, right = (max(1, round(side / parts)) for side in (height, width))
+    down, right = (max(1, round(side / parts)) for side in sides)
     steps = {(a * down, b * right) for a in (-1, 0, 1) for b in (-1, 0, 1) if diagonal or not a * b}
     return sorted(steps - {(0, 0)})
 
 
-def _accuracy(
-    classifier: Classifier, pixels: NDArray[np.float32], labels: NDArray[np.int64], preprocess: Preprocess
+def _share(
+    classifier: Classifier, pixels: NDArray[np.float32], expected: NDArray[np.int64] | int, preprocess: Preprocess
 ) -> float:
-    return float((extract(classifier, pixels, preprocess)[0].argmax(1) == labels).mean())
+    """Share of images predicted as the class that is expected of all, or of each."""
+    return float((extract(classifier, pixels, preprocess)[0].argmax(1) == expected).mean())

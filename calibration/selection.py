@@ -28,7 +28,18 @@ from inflight_edge.errors import DataError
 from inflight_edge.guard import Guard, Kind, packed_size
 from inflight_edge.scoring.reference import log_likelihoods
 
-__all__ = ["ENOUGH", "Candidate", "Choice", "Trial", "candidates", "fit", "select", "verdict_error"]
+__all__ = [
+    "ENOUGH",
+    "Candidate",
+    "Choice",
+    "Trial",
+    "candidates",
+    "fit",
+    "folds",
+    "preference",
+    "select",
+    "verdict_error",
+]
 
 # Verdict errors below this are alike; then the source decides.
 ENOUGH = 1e-3
@@ -123,8 +134,8 @@ def select(
     """
     features64 = np.asarray(features, np.float64)
     classes = np.unique(labels)
-    numbers, first = np.unique(np.arange(len(labels)) if images is None else images, return_index=True)
-    shown = np.searchsorted(numbers, numbers if images is None else images)
+    images = np.arange(len(labels)) if images is None else images
+    first = np.unique(images, return_index=True)[1]
     smallest = int(min(np.count_nonzero(labels[first] == c) for c in classes))
     if smallest < 3:
         raise DataError(
@@ -133,11 +144,7 @@ def select(
     if options is None:
         options = candidates(features.shape[1], len(classes))
     scores = np.full((len(options), len(labels), len(classes)), np.nan)
-    folds = StratifiedKFold(min(n_folds, smallest), shuffle=True, random_state=seed)
-    parts = []
-    for _, held_images in folds.split(first, labels[first]):
-        held_out = np.isin(shown, held_images)
-        parts.append((np.flatnonzero(~held_out), np.flatnonzero(held_out)))
+    parts = [(~held_out, held_out) for held_out in folds(labels, images, min(n_folds, smallest), seed)]
     with tqdm(parts, desc="densities", unit="fold", disable=not progress) as bar:
         held = Parallel()(
             delayed(_score_fold)(features64[kept], labels[kept], features[held_out], target, options)
@@ -153,6 +160,14 @@ def select(
     clean = np.sort(held_out_margins[first[labels[first] == target]])
     sources = classes[best_other(winner, row)]
     return Choice(ranked[0], _reason(ranked), tuple(ranked), clean, held_out_margins, sources)
+
+
+def folds(labels: NDArray[np.int64], images: NDArray[np.int64], n_folds: int, seed: int) -> Iterator[NDArray[np.bool_]]:
+    """Which samples (N,) each fold holds out, stratified by class; all views of an image are held out together."""
+    numbers, first = np.unique(images, return_index=True)
+    splitter = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
+    for _, held_out in splitter.split(first, labels[first]):
+        yield np.isin(images, numbers[held_out])
 
 
 def fit(features: NDArray[np.float32], labels: NDArray[np.int64], target: int, choice: Choice) -> Guard:
@@ -227,13 +242,18 @@ def _tail(values: NDArray[np.float64], counted: float) -> float:
     return float(norm.sf(-values.mean() / deviation)) if deviation > 0 else counted
 
 
+def preference(verdict_error: float, source_error: float) -> tuple[float, float]:
+    """Order of held-out errors, the best first: verdict errors up to ENOUGH are alike, then the source decides."""
+    return max(verdict_error, ENOUGH), source_error
+
+
 def _preference(trial: Trial) -> tuple[float, float, float]:
-    return (max(trial.verdict_error, ENOUGH), trial.source_error, trial.verdict_error)
+    return (*preference(trial.verdict_error, trial.source_error), trial.verdict_error)
 
 
 def _reason(order: list[Trial]) -> str:
     best = order[0]
-    alike = [t for t in order if t.verdict_error <= max(best.verdict_error, ENOUGH)]
+    alike = [t for t in order if _preference(t)[0] == _preference(best)[0]]
     text = (
         f"{best.candidate}: held-out verdict error {best.verdict_error:.4f} (false alarms {best.false_alarms:.4f}, missed "
         f"{best.missed:.4f}), "

@@ -10,13 +10,12 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedKFold
 from tqdm import tqdm
 
 from benchmarks.paper.classifiers import Experiment, experiment_parser, inspected, with_experiment
@@ -29,8 +28,8 @@ from inflight_edge.calibration.features import extract
 from inflight_edge.calibration.inspection import Inspection
 from inflight_edge.calibration.model import Classifier, load_classifier
 from inflight_edge.calibration.reversal.estimates import Estimate
-from inflight_edge.calibration.samples import Plan, Samples, collect, plan
-from inflight_edge.calibration.selection import Candidate, select, verdict_error
+from inflight_edge.calibration.samples import Plan, Samples, collect, plan, recognised
+from inflight_edge.calibration.selection import Candidate, folds, select, verdict_error
 from inflight_edge.scoring.reference import log_likelihoods
 
 Pixels = NDArray[np.float32]
@@ -109,7 +108,8 @@ def measure(case: Experiment) -> list[dict[str, Any]]:
     target = inspection.suspects[0]
     estimate = inspection.estimates[target]
     pixels = case.defence.pixels(case.preprocess)
-    everywhere = plan(classifiers["joined"], pixels, case.defence.labels, estimate, case.preprocess)
+    views = recognised(classifiers["joined"], pixels, case.defence.labels, case.preprocess)
+    everywhere = plan(classifiers["joined"], pixels, case.defence.labels, estimate, views, case.preprocess)
     classifiers["shipped"] = _chosen(case, classifiers["joined"], inspection)
     of_layer = {c.feature_layer: _held_out(case, c, target) for c in classifiers.values()}
     records = []
@@ -136,14 +136,11 @@ def _measure(
     density = idea.density
     if density is None:
         density = select(features, labels, target, images=images, seed=seed, progress=False).best.candidate
-    # All views of an image are held out together.
-    numbers, first = np.unique(images, return_index=True)
     classes = np.unique(labels)
     row = int(np.searchsorted(classes, target))
     scores = np.full((len(labels), len(classes)), np.nan)
     guesses = np.full(len(labels), -1)
-    for _, part in StratifiedKFold(5, shuffle=True, random_state=seed).split(numbers, labels[first]):
-        held = np.isin(images, numbers[part])
+    for held in folds(labels, images, 5, seed):
         scores[held], guesses[held] = _score(
             idea, features[~held], labels[~held], features[held], target, density, direction
         )
@@ -225,14 +222,7 @@ def _score(
     """Log-likelihoods (N, R) of frames, and the inferred source classes."""
 
     def rows(fitted: Pixels, judged: Pixels) -> NDArray[np.float64]:
-        estimator = GuardEstimator(
-            target,
-            kind=density.kind,
-            n_components=density.n_components,
-            regularisation=density.regularisation,
-            shrinkage=density.shrinkage,
-            balance=idea.balance,
-        )
+        estimator = GuardEstimator(target, balance=idea.balance, **asdict(density))
         return log_likelihoods(estimator.fit(fitted, labels).guard_, judged)
 
     classes = np.unique(labels)

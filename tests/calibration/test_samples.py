@@ -13,7 +13,7 @@ from torch import Tensor
 from inflight_edge import Preprocess
 from inflight_edge.calibration.model import Classifier
 from inflight_edge.calibration.reversal.estimates import AdditionEstimate, Estimate, PatchEstimate, moved
-from inflight_edge.calibration.samples import MAX_SAMPLES, Plan, View, collect, judged, plan, spread
+from inflight_edge.calibration.samples import MAX_SAMPLES, Plan, View, collect, judged, plan, recognised, spread
 from inflight_edge.errors import DataError
 
 SIZE, TARGET = 16, 2
@@ -52,18 +52,29 @@ def pixel(row: int = 7, column: int = 8) -> PatchEstimate:
     return PatchEstimate(TARGET, mask, np.ones((1, SIZE, SIZE), np.float32), 1.0, 1.0, (0, 1))
 
 
+def planned(
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    estimate: Estimate,
+    classifier: Classifier = CLASSIFIER,
+    preprocess: Preprocess = PREPROCESS,
+) -> Plan:
+    views = recognised(classifier, pixels, labels, preprocess)
+    return plan(classifier, pixels, labels, estimate, views, preprocess)
+
+
 def test_places_are_those_where_the_pattern_still_works() -> None:
     pixels, labels = data()
-    made = plan(CLASSIFIER, pixels, labels, pixel(), PREPROCESS)
+    made = planned(pixels, labels, pixel())
     assert made.places == ((0, 0), (-2, 0), (2, 0))
     assert made.success == 1.0
-    assert plan(CLASSIFIER, pixels, labels, pixel(1), PREPROCESS).places == ((0, 0), (2, 0))  # it leaves the image
-    assert plan(CLASSIFIER, pixels, labels, pixel(7, 3), PREPROCESS).places == ((0, 0),)  # it works nowhere
-    assert plan(CLASSIFIER, pixels, labels, pixel(7, 3), PREPROCESS).success == 0.0
+    assert planned(pixels, labels, pixel(1)).places == ((0, 0), (2, 0))  # it leaves the image
+    assert planned(pixels, labels, pixel(7, 3)).places == ((0, 0),)  # it works nowhere
+    assert planned(pixels, labels, pixel(7, 3)).success == 0.0
 
 
 def test_views_are_those_that_are_still_recognised() -> None:
-    made = plan(CLASSIFIER, *data(), pixel(), PREPROCESS)
+    made = planned(*data(), pixel())
     assert made.views == tuple(View(step=step) for step in [(-1, 0), (0, -1), (0, 1), (1, 0)])
     report = json.loads(json.dumps(made.as_dict()))
     assert report["places"] == [[0, 0], [-2, 0], [2, 0]]
@@ -74,7 +85,7 @@ def test_many_images_have_no_views(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels, labels = data()
     for most, count in ((3 * len(labels), 2), (2 * len(labels) - 1, 0), (1, 0)):
         monkeypatch.setattr("inflight_edge.calibration.samples.MAX_SAMPLES", most)
-        assert len(plan(CLASSIFIER, pixels, labels, pixel(), PREPROCESS).views) == count
+        assert len(planned(pixels, labels, pixel()).views) == count
     assert MAX_SAMPLES >= 10_000
 
 
@@ -175,9 +186,8 @@ def test_flat_images_are_not_moved() -> None:
     pixels[np.arange(12), 0, 0, labels] = 100
     mask = np.zeros((1, 16), np.float32)
     mask[0, 2] = 1
-    made = plan(
-        flat, pixels, labels, PatchEstimate(2, mask, np.ones(size, np.float32), 1.0, 1.0, (0, 1)), Preprocess(size, 1.0)
-    )
+    estimate = PatchEstimate(2, mask, np.ones(size, np.float32), 1.0, 1.0, (0, 1))
+    made = planned(pixels, labels, estimate, flat, Preprocess(size, 1.0))
     assert made == Plan(((0, 0),), (), 1.0)
 
 
