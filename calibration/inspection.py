@@ -21,7 +21,7 @@ from inflight_edge.calibration.model import Classifier
 from inflight_edge.calibration.reversal.decision import anomaly_indices
 from inflight_edge.calibration.reversal.estimates import Estimate, PatchEstimate
 from inflight_edge.calibration.reversal.neural_cleanse import Settings
-from inflight_edge.calibration.threads import is_small, one_thread_if_small
+from inflight_edge.calibration.threads import has_bfloat16, is_small, one_thread_if_small
 from inflight_edge.errors import DataError, OptionError
 from inflight_edge.preprocess import Preprocess
 
@@ -135,7 +135,7 @@ def inspect(
         chosen = replace(chosen, batch=min(chosen.batch, 32))
 
     def fast(images: Tensor) -> Tensor:
-        if small or not _has_bfloat16():
+        if small or not has_bfloat16():
             return logits(images)
         with torch.autocast("cpu", torch.bfloat16):
             return classifier(((images * factor - mean) / std).contiguous(memory_format=torch.channels_last))[0].float()
@@ -148,11 +148,6 @@ def inspect(
     indices = anomaly_indices(np.array([e.norm for e in estimates]))
     suspects = tuple(finding.target for finding in findings) if targets is None else tuple(targets)
     return Inspection(estimates, indices, suspects, accuracy, preprocess, feature_layer, data.class_names, findings)
-
-
-def _has_bfloat16() -> bool:
-    """Whether the processor computes in bfloat16: emulated it is slower than float32."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def check_accuracy(

@@ -1,4 +1,6 @@
-"""How many threads a computation deserves: small networks lose more by waiting on threads than they gain."""
+"""How torch uses the processor: small networks lose more by waiting on threads than they gain, and bfloat16 that the
+processor does not compute in is slower than float32.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from inflight_edge.calibration.model import Classifier
 
-__all__ = ["is_small", "one_thread_if_small", "torch_threads"]
+__all__ = ["has_bfloat16", "is_small", "one_thread_if_small", "torch_threads"]
 
 # Below this, a batch of 64 takes a few milliseconds on one core.  On a busy two-core machine two threads made such a
 # step 20 times slower (2.4 against 52 ms), on an idle one hardly faster.
 SMALL_BATCH_FLOPS = 2_000_000_000
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor computes in bfloat16.  Emulated, a step of ResNet-18 took 12 times as long as in float32."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from inflight_edge.calibration.threads import has_bfloat16
 from inflight_edge.errors import DataError
 from inflight_edge.preprocess import Preprocess
 
@@ -31,7 +32,7 @@ class Recipe:
     batch            images a step.
     crop             random shift in pixels, zero padded (0: none).
     flip             random horizontal flip.
-    bfloat16         bfloat16 autocast and channels_last.
+    bfloat16         channels_last and, where the processor computes in it, bfloat16 autocast.
     label_smoothing  of the cross-entropy.
     """
 
@@ -77,6 +78,7 @@ def train(
     first = _resume(checkpoint, identity, network, optimiser, schedule)
     network.train()
     total = (recipe.epochs - first) * steps_per_epoch
+    half = recipe.bfloat16 and has_bfloat16()
     with tqdm(total=total, desc="train", unit="step", disable=not progress or total == 0) as bar:
         for epoch in range(first, recipe.epochs):
             generator = torch.Generator().manual_seed(seed * 1000 + epoch)
@@ -89,7 +91,7 @@ def train(
                     inputs = F.avg_pool2d(inputs, 2)
                 if recipe.bfloat16:
                     inputs = inputs.contiguous(memory_format=torch.channels_last)
-                with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
+                with torch.autocast("cpu", torch.bfloat16, enabled=half):
                     logits = network(inputs)
                 loss = F.cross_entropy(logits.float(), targets[positions], label_smoothing=recipe.label_smoothing)
                 optimiser.zero_grad(set_to_none=True)

@@ -1,6 +1,7 @@
 """The other defences on the frames that the guard judged: those that the classifier predicts as the target.
 
-A classifier that was trained in bfloat16 autocast runs in it here, too: on CPUs with such arithmetic in half the time.
+A classifier that was trained in bfloat16 autocast runs in it here, too, where the processor computes in it: in half
+the time.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from inflight_edge.calibration.features import extract
 from inflight_edge.calibration.inspection import Inspection
 from inflight_edge.calibration.model import load_classifier
 from inflight_edge.calibration.patching import patch
+from inflight_edge.calibration.threads import has_bfloat16
 from inflight_edge.calibration.train import predict
 
 __all__ = ["other_defences", "patching"]
@@ -39,7 +41,7 @@ def other_defences(case: Experiment, program: Path, inspection: Inspection, *, p
 
 def _arithmetic(case: Experiment) -> AbstractContextManager[None]:
     """That of the training.  Without its cache: autocast would keep the weights of before a fine-tuning."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=case.recipe.bfloat16, cache_enabled=False)
+    return torch.autocast("cpu", torch.bfloat16, enabled=case.recipe.bfloat16 and has_bfloat16(), cache_enabled=False)
 
 
 def _other_defences(case: Experiment, program: Path, inspection: Inspection, progress: bool) -> list[dict[str, Any]]:

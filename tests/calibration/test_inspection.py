@@ -61,7 +61,7 @@ def test_a_large_network_is_compared_coarsely_and_searched_at_length_where_named
     ones = np.ones((N_CLASSES, N_CLASSES))
     monkeypatch.setattr(Searcher, "pair_norms", lambda self: (of_pairs.append(self.quick), ones)[1])
     monkeypatch.setattr("inflight_edge.calibration.inspection.is_small", lambda classifier: False)
-    monkeypatch.setattr("inflight_edge.calibration.inspection._has_bfloat16", lambda: False)
+    monkeypatch.setattr("inflight_edge.calibration.inspection.has_bfloat16", lambda: False)
     found = inspect(
         classifier, victim.defence, PREPROCESS, settings=Settings(steps=220), method="neural-cleanse", progress=False
     )
