@@ -34,11 +34,14 @@ from inflight_edge.calibration.reversal.estimates import (
 )
 from inflight_edge.calibration.reversal.neural_cleanse import Search, Settings, search_patches
 from inflight_edge.calibration.reversal.perturbation import AdditionSettings, search_additions
+from inflight_edge.calibration.sharing import SharedPatch
 
 __all__ = ["FOUND_BY", "Finding", "Method", "Searcher"]
 
 Method = Literal["auto", "neural-cleanse", "perturbation"]
-FOUND_BY = ("neural-cleanse", "neural-cleanse per source", "perturbation", "one-way perturbation")
+FOUND_BY = (
+    "neural-cleanse", "neural-cleanse all to all", "neural-cleanse per source", "perturbation", "one-way perturbation",
+)  # fmt: skip
 MAX_CLASSES = 20  # of a search per pair of classes: with more classes there are too many pairs
 PAIR = Settings(steps=150, batch=8)
 # Where a step is dear, classes and pairs are compared after fewer and larger steps on fewer images.
@@ -53,8 +56,9 @@ class Finding:
     """Why a class is suspected.
 
     method  one of FOUND_BY.
-    score   the anomaly index of the mask; per source the pair's norm over the expected one; the p-value of the model; of
-            one-way additions the norm over that of the way back.
+    score   the anomaly index of the mask; all to all the share of held-out images that get to the target of their class; per
+            source the pair's norm over the expected one; the p-value of the model; of one-way additions the norm over that of
+            the way back.
     """
 
     target: int
@@ -114,7 +118,11 @@ class Searcher:
                 for estimate in self.patches(at_length, [others[c] for c in at_length]):
                     estimates[estimate.target] = estimate
             if 2 < self.n_classes <= MAX_CLASSES:
-                norms = self.pair_norms()
+                quick = self.pair_patches()
+                norms = pair_norms(quick, self.n_classes)
+                shared = self.shared_patches(quick, targets)
+                findings = [finding for finding in findings if finding.target not in {f.target for f, _ in shared}]
+                self._keep(estimates, findings, shared)
                 self._keep(estimates, findings, self.single_patches(norms))
                 for target in set(targets) - {finding.target for finding in findings}:
                     if compared[target] >= SMALL_MASK * np.median(compared):
@@ -185,8 +193,8 @@ class Searcher:
         """Classes of whose held-out images the pattern sends at least half to the target."""
         return tuple(c for c in self.others(estimate.target) if self.success(estimate, (c,)) >= TRANSFER)
 
-    def pair_norms(self) -> Floats:
-        """(sources, targets): norm of the smallest patch that a quick search finds; 1 on the diagonal."""
+    def pair_patches(self) -> list[PatchEstimate]:
+        """The smallest patch that a quick search finds for each ordered pair of classes; success is not measured."""
         pairs = list(permutations(range(self.n_classes), 2))
         quick = self.quick
         searches = [self.search(t, (s,)) for s, t in pairs]
@@ -194,10 +202,32 @@ class Searcher:
             total=len(pairs) * quick.steps, desc="patches per pair", unit="step", disable=not self.progress
         ) as bar:
             found = search_patches(self.fast, searches, settings=quick, bar=bar)
-        norms = np.ones((self.n_classes, self.n_classes))
-        for (s, t), patch in zip(pairs, found, strict=True):
-            norms[s, t] = patch.norm
-        return norms
+        return [
+            PatchEstimate(t, patch.mask.numpy(), patch.pattern.numpy(), patch.norm, 0.0, (s,))
+            for (s, t), patch in zip(pairs, found, strict=True)
+        ]
+
+    def shared_patches(
+        self, quick: list[PatchEstimate], told: Sequence[int] = ()
+    ) -> list[tuple[Finding, PatchEstimate]]:
+        """Targets of one patch that sends every class to another one: at least half of the classes, or two told ones.
+
+        quick: of pair_patches; the search starts from the likeliest to each class.
+        """
+        ratios = pair_ratios(pair_norms(quick, self.n_classes))
+        sources = np.nanargmin(ratios, axis=0)
+        likeliest = [patch for patch in quick if patch.sources == (sources[patch.target],)]
+        search = SharedPatch(
+            self.fast, self.exact, self.pixels, self.labels, ~self.held_out, self.n_classes, self.settings, self.seed
+        )
+        targets = list(dict.fromkeys(told)) or list(range(self.n_classes))
+        least = 2 if told else max(3, self.n_classes // 2)
+        found = search.search(likeliest, targets, least) if len(targets) >= least else {}
+        if len(found) < least:
+            return []
+        measured = [replace(e, success=self.success(e, e.sources)) for e in found.values()]
+        share = float(np.mean([estimate.success for estimate in measured]))
+        return [(Finding(estimate.target, FOUND_BY[1], share), estimate) for estimate in measured]
 
     def likeliest_patch(self, target: int, norms: Floats) -> PatchEstimate | None:
         """The patch from the source that needs the smallest one for its kind; None if it works on too few images.
@@ -211,7 +241,7 @@ class Searcher:
     def single_patches(self, norms: Floats) -> list[tuple[Finding, Estimate]]:
         """Targets of single-class attacks: a pair of classes with a patch far smaller than the others let expect.
 
-        norms: of pair_norms.  Those that stand out are searched again with another seed, must stand out again, and must
+        norms: see pair_norms.  Those that stand out are searched again with another seed, must stand out again, and must
         work on held-out images.
         """
         norms = norms.copy()
@@ -224,7 +254,7 @@ class Searcher:
                 continue
             estimate = self.patches([t], [(s,)])[0]
             if estimate.success >= CONFIRMED:
-                result.append((Finding(t, FOUND_BY[1], float(pair_ratios(norms)[s, t])), estimate))
+                result.append((Finding(t, FOUND_BY[2], float(pair_ratios(norms)[s, t])), estimate))
         return result
 
     def perturbations(self) -> list[tuple[Finding, Estimate]]:
@@ -237,13 +267,13 @@ class Searcher:
         first = int(np.argmin(p_values))
         overall = float(-np.expm1(self.n_classes * np.log1p(-min(p_values[first], 1 - 1e-12))))
         smallest = np.nanmin(one_way_ratios(norms), axis=0)
-        findings = [Finding(first, FOUND_BY[2], overall)] if overall <= P_VALUE and smallest[first] < ONE_WAY else []
+        findings = [Finding(first, FOUND_BY[3], overall)] if overall <= P_VALUE and smallest[first] < ONE_WAY else []
         named = {finding.target for finding in findings}
-        findings += [Finding(t, FOUND_BY[3], ratio) for t, ratio in one_way_targets(norms).items() if t not in named]
+        findings += [Finding(t, FOUND_BY[4], ratio) for t, ratio in one_way_targets(norms).items() if t not in named]
         result = []
         for finding in findings:
             estimate = self.addition_to(finding.target, norms)
-            if estimate.success >= (TRANSFER if finding.method == FOUND_BY[2] else CONFIRMED):
+            if estimate.success >= (TRANSFER if finding.method == FOUND_BY[3] else CONFIRMED):
                 result.append((finding, estimate))
         return result
 
@@ -270,6 +300,14 @@ class Searcher:
             everyone = len(sources) >= (self.n_classes - 1) / 2
             estimate = self.additions([target], [self.others(target) if everyone else sources], success=0.9)[0]
         return estimate
+
+
+def pair_norms(patches: Sequence[PatchEstimate], n_classes: int) -> Floats:
+    """(sources, targets): norms of a patch per pair; 1 on the diagonal."""
+    norms = np.ones((n_classes, n_classes))
+    for patch in patches:
+        norms[patch.sources[0], patch.target] = patch.norm
+    return norms
 
 
 def _at_most(steps: int, settings: Settings) -> Settings:

@@ -162,9 +162,7 @@ def inspected(case: Experiment, classifier: Classifier, *, progress: bool = True
     kept = None if case.runs is None else case.runs / _inspection_name(case) / "patterns.safetensors"
     if kept is not None and kept.exists():
         return read_inspection(kept)
-    # All to all: a search that compares classes finds none standing out.
-    targets = sorted({int(c) for c in case.test.labels}) if case.setting == "all" else None
-    found = inspect(classifier, case.defence, case.preprocess, targets=targets, seed=case.seed, progress=progress)
+    found = inspect(classifier, case.defence, case.preprocess, seed=case.seed, progress=progress)
     if kept is not None:
         found.save(kept.parent)
     return found

@@ -20,26 +20,27 @@ N_CLASSES = 10
 
 
 def inspections(records: list[Record]) -> str:
-    """Per kind of attack: how often the target is named, and other classes; 95 % intervals (Clopper and Pearson)."""
+    """Per kind of attack: how often its targets are named, all of them, and other classes; 95 % intervals (Clopper and Pearson)."""
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
         dataset, _, attack, setting, *_ = record["case"].split("-")
-        groups[dataset, "no attack" if attack == "none" else f"{attack} {setting}-class"].append(record)
-    clean = [record for record in records if record["target"] is None]
+        attacked = f"{attack} all to all" if setting == "all" else f"{attack} {setting}-class"
+        groups[dataset, "no attack" if attack == "none" else attacked].append(record)
+    clean = [record for record in records if not record["targets"]]
     if clean:
         groups["", "no attack, all"] = clean
     rows = []
     for (dataset, what), group in sorted(groups.items()):
-        attacked = group[0]["target"] is not None
-        right = sum(record["target"] in record["suspects"] for record in group) if attacked else 0
-        wrong = [len([c for c in record["suspects"] if c != record["target"]]) for record in group]
-        others = len(group) * (N_CLASSES - attacked)
+        n_targets = len(group[0]["targets"])
+        right = sum(set(record["targets"]) <= set(record["suspects"]) for record in group)
+        wrong = [len(set(record["suspects"]) - set(record["targets"])) for record in group]
+        others = len(group) * (N_CLASSES - n_targets)
         cells = (
             ", ".join(part for part in (NAMES.get(dataset, ""), what) if part),
             str(len(group)),
-            _share(right, len(group)) if attacked else "-",
+            _share(right, len(group)) if n_targets else "-",
             _share(sum(count > 0 for count in wrong), len(group)),
-            _share(sum(wrong), others),
+            _share(sum(wrong), others) if others else "-",
         )
         rows.append(cells)
     header = ("LeNet-5 on", "models", "target named", "models with a class named wrongly", "classes named wrongly")

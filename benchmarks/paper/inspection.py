@@ -30,7 +30,7 @@ def record(case: Case, *, data: Path, runs: Path | None, method: str, progress: 
     result = inspect(classifier, subject.defence, subject.preprocess, method=method, progress=progress)
     return {
         "case": case.name,
-        "target": case.target if case.sources else None,
+        "targets": case.targets,
         "suspects": list(result.suspects),
         "accuracy": result.accuracy,
         "cpu_seconds": round(time.process_time() - started, 1),
@@ -62,7 +62,7 @@ def main() -> int:
                 )
                 records.append(found)
                 options.json.write_text(json.dumps(records, indent=1) + "\n")
-                print(case.name, "target", found["target"], "suspects", found["suspects"], found["cpu_seconds"], "s")
+                print(case.name, "targets", found["targets"], "suspects", found["suspects"], found["cpu_seconds"], "s")
     except InflightError as error:
         print(f"benchmarks.paper.inspection: error: {error}", file=sys.stderr)
         return 2

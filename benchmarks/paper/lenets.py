@@ -26,7 +26,8 @@ DATASETS = ("mnist", "fashion_mnist")
 class Case:
     """One classifier: data set, attack ("none": clean), setting, target, seed.
 
-    A single-class attack poisons 1000 images of class 0, a multi-class one 100 of every class but the target.
+    A single-class attack poisons 1000 images of class 0, a multi-class one 100 of every class but the target, an all-to-all
+    one 100 of every class, which it sends to the next.
     """
 
     dataset: str
@@ -45,13 +46,21 @@ class Case:
         """Classes that the attack poisoned; none of a clean classifier."""
         if self.attack == "none":
             return []
-        return [0] if self.setting == "single" else [c for c in range(10) if c != self.target]
+        return [0] if self.setting == "single" else [c for c in range(10) if c != self.target or self.setting == "all"]
+
+    @property
+    def targets(self) -> list[int]:
+        """Classes that an inspection has to name."""
+        if self.attack == "none":
+            return []
+        return list(range(10)) if self.setting == "all" else [self.target]
 
 
 def _grid(seeds: tuple[int, ...], n_clean: int) -> list[Case]:
     clean = [Case(d, "none", "none", 9, seeds[0] + i) for i in range(n_clean) for d in DATASETS]
     attacked = [Case(d, a, s, 9, n) for n in seeds for s in ("single", "multi") for a in ("WB", "CB") for d in DATASETS]
-    return attacked + clean
+    all_to_all = [Case(d, "WB", "all", 9, n) for n in seeds for d in DATASETS]
+    return all_to_all + attacked + clean
 
 
 # The rules and their limits were chosen on CHOSEN_ON and looked at once on the others.

@@ -45,9 +45,12 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Search:
-    """One thing to look for: a patch that sends ``images`` (N, channels, H, W) float32 in 0..1 to ``target``."""
+    """One thing to look for: a patch that sends ``images`` (N, channels, H, W) float32 in 0..1 to ``target``.
 
-    target: int
+    target  one class, or a class for each image, (N,) int64.
+    """
+
+    target: int | Tensor
     images: Tensor
     seed: int
 
@@ -71,7 +74,8 @@ class _State:
 
     def __init__(self, search: Search) -> None:
         channels, height, width = search.images.shape[1:]
-        self.target, self.images = search.target, search.images
+        self.images = search.images
+        self.wanted = torch.as_tensor(search.target).expand(len(search.images))
         self.generator = torch.Generator().manual_seed(search.seed)
         self.mask = (torch.rand(height, width, generator=self.generator) * 0.2 - 2.0).requires_grad_()
         self.pattern = (torch.rand(channels, height, width, generator=self.generator) * 2 - 1).requires_grad_()
@@ -81,11 +85,12 @@ class _State:
         self.best: tuple[float, Tensor, Tensor] | None = None
         self.mark, self.idle, self.steps = float("inf"), 0, 0
 
-    def batch(self, count: int) -> Tensor:
+    def batch(self, count: int) -> tuple[Tensor, Tensor]:
+        """The next images, and the classes they are wanted in."""
         while len(self.order) < count:
             self.order = torch.cat([self.order, torch.randperm(len(self.images), generator=self.generator)])
         chosen, self.order = self.order[:count], self.order[count:]
-        return self.images[chosen]
+        return self.images[chosen], self.wanted[chosen]
 
     def judge(self, hit: float, norm: float, mask: Tensor, pattern: Tensor, settings: Settings) -> None:
         """Keep the mask if it is the smallest that works; adapt the weight."""
@@ -120,7 +125,7 @@ def search_patches(
     settings: Settings,
     bar: tqdm | None = None,  # type: ignore[type-arg]
 ) -> list[Patch]:
-    """Minimise, in each search by itself, cross-entropy to the target plus weight x sum(mask).
+    """Minimise, in each search by itself, cross-entropy to the targets plus weight x sum(mask).
 
     logits  images (N, channels, H, W) float32 in 0..1 of full scale -> (N, classes); it normalises by itself.
     bar     advanced by ``settings.steps`` a search.
@@ -155,9 +160,10 @@ def _update(logits: Logits, states: list[_State], settings: Settings) -> None:
     """Gradients of a few searches in one pass."""
     masks = torch.sigmoid(torch.stack([s.mask for s in states]))[:, None, None]
     patterns = torch.sigmoid(torch.stack([s.pattern for s in states]))[:, None]
-    images = torch.stack([s.batch(settings.batch) for s in states])
+    batches = [s.batch(settings.batch) for s in states]
+    images = torch.stack([images for images, _ in batches])
     output = logits(((1 - masks) * images + masks * patterns).flatten(0, 1))
-    wanted = torch.tensor([s.target for s in states]).repeat_interleave(settings.batch)
+    wanted = torch.cat([wanted for _, wanted in batches])
     entropies = F.cross_entropy(output, wanted, reduction="none").reshape(len(states), -1).mean(1)
     norms = masks.sum((1, 2, 3, 4))
     hits = (output.detach().argmax(1) == wanted).reshape(len(states), -1).float().mean(1)

@@ -1,0 +1,101 @@
+"""One trigger for many targets: the patch of an all-to-all attack, which sends every class to another one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from inflight_edge.calibration.reversal.estimates import Logits, PatchEstimate, predicted
+from inflight_edge.calibration.reversal.neural_cleanse import Search, Settings, search_patches
+
+__all__ = ["SharedPatch"]
+
+# A class counts when so many of its images get to its target.
+LEAST_SHARE = 0.5
+PER_CLASS = 20  # images of each class that are tried
+
+
+class SharedPatch:
+    """Looks for one patch with many targets.
+
+    It starts from patches that single sources led to: such a pattern, if it is the trigger, sends other classes elsewhere,
+    each to one target.  The smallest patch that sends as many images of all these classes to their targets is searched, and
+    again while it takes further classes along.
+
+    fast, exact  images (N, channels, H, W) in 0..1 -> logits: for gradients, and to measure what was found.
+    pixels       (N, channels, H, W) float32 in 0..255.      labels  (N,).      used  (N,) images to search with.
+    """
+
+    def __init__(
+        self,
+        fast: Logits,
+        exact: Logits,
+        pixels: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        used: NDArray[np.bool_],
+        n_classes: int,
+        settings: Settings,
+        seed: int,
+    ) -> None:
+        self.fast, self.exact, self.n_classes, self.settings, self.seed = fast, exact, n_classes, settings, seed
+        self.images, self.labels = torch.from_numpy(pixels[used] / np.float32(255.0)), labels[used]
+        tried = np.concatenate([np.flatnonzero(labels == c)[:PER_CLASS] for c in range(n_classes)])
+        self.tried, self.tried_labels = pixels[tried], labels[tried]
+
+    def search(self, found: list[PatchEstimate], targets: list[int], least: int) -> dict[int, PatchEstimate]:
+        """One estimate, of the same patch, for each target that a class of its own is sent to.
+
+        found    patches to start from.      targets  classes that can be targets.
+        least    classes that the one to start from must send away, at least 2; {} where none does.
+        Success is not filled in.
+        """
+        shares = [self.shares(estimate, targets) for estimate in found]
+        start = max(range(len(found)), key=lambda i: _routed(shares[i]), default=None)
+        if start is None or len(_routes(shares[start])) < least:
+            return {}
+        best, share = found[start], shares[start]
+        grows = True
+        while grows:
+            routes = _routes(share)
+            level = float(np.mean([share[route] for route in routes]))
+            searched = self._smallest({s: targets[t] for s, t in routes}, level)
+            share = self.shares(searched, targets)
+            grows = len(_routes(share)) > len(routes)
+            if len(_routes(share)) < len(routes):
+                share = self.shares(best, targets)
+            else:
+                best = searched
+        return {targets[t]: replace(best, target=targets[t], sources=(s,)) for s, t in _routes(share)}
+
+    def shares(self, estimate: PatchEstimate, targets: list[int]) -> NDArray[np.float64]:
+        """(classes, targets): share of the class's images that the patch sends to the target; 0 to the class itself."""
+        reached = predicted(self.exact, estimate.embed(self.tried))
+        result = np.array(
+            [[np.mean(reached[self.tried_labels == s] == t) for t in targets] for s in range(self.n_classes)]
+        )
+        result[targets, range(len(targets))] = 0.0
+        return result
+
+    def _smallest(self, routes: dict[int, int], success: float) -> PatchEstimate:
+        used = np.isin(self.labels, list(routes))
+        wanted = torch.tensor([routes[label] for label in self.labels[used].tolist()])
+        one = Search(wanted, self.images[torch.from_numpy(used)], self.seed * 7919)
+        patch = search_patches(self.fast, [one], settings=replace(self.settings, success=success))[0]
+        return PatchEstimate(int(wanted[0]), patch.mask.numpy(), patch.pattern.numpy(), patch.norm, 0.0)
+
+
+def _routes(shares: NDArray[np.float64]) -> list[tuple[int, int]]:
+    """Classes and columns of their targets, each target for one class, so that the most images get there."""
+    return [
+        (int(s), int(t))
+        for s, t in zip(*linear_sum_assignment(shares, maximize=True), strict=True)
+        if shares[s, t] >= LEAST_SHARE
+    ]
+
+
+def _routed(shares: NDArray[np.float64]) -> float:
+    return float(sum(shares[route] for route in _routes(shares)))
