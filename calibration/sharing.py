@@ -57,19 +57,16 @@ class SharedPatch:
         start = max(range(len(found)), key=lambda i: _routed(shares[i]), default=None)
         if start is None or len(_routes(shares[start])) < least:
             return {}
-        best, share = found[start], shares[start]
+        best, share, routes = found[start], shares[start], _routes(shares[start])
         grows = True
         while grows:
-            routes = _routes(share)
             level = float(np.mean([share[route] for route in routes]))
             searched = self._smallest({s: targets[t] for s, t in routes}, level)
-            share = self.shares(searched, targets)
-            grows = len(_routes(share)) > len(routes)
-            if len(_routes(share)) < len(routes):
-                share = self.shares(best, targets)
-            else:
-                best = searched
-        return {targets[t]: replace(best, target=targets[t], sources=(s,)) for s, t in _routes(share)}
+            reached = self.shares(searched, targets)
+            grows = len(_routes(reached)) > len(routes)
+            if len(_routes(reached)) >= len(routes):
+                best, share, routes = searched, reached, _routes(reached)
+        return {targets[t]: replace(best, target=targets[t], sources=(s,)) for s, t in routes}
 
     def shares(self, estimate: PatchEstimate, targets: list[int]) -> NDArray[np.float64]:
         """(classes, targets): share of the class's images that the patch sends to the target; 0 to the class itself."""
@@ -84,7 +81,8 @@ class SharedPatch:
         used = np.isin(self.labels, list(routes))
         wanted = torch.tensor([routes[label] for label in self.labels[used].tolist()])
         one = Search(wanted, self.images[torch.from_numpy(used)], self.seed * 7919)
-        patch = search_patches(self.fast, [one], settings=replace(self.settings, success=success))[0]
+        settings = replace(self.settings, success=min(success, self.settings.success))
+        patch = search_patches(self.fast, [one], settings=settings)[0]
         return PatchEstimate(int(wanted[0]), patch.mask.numpy(), patch.pattern.numpy(), patch.norm, 0.0)
 
 

@@ -20,7 +20,7 @@ N_CLASSES = 10
 
 
 def inspections(records: list[Record]) -> str:
-    """Per kind of attack: how often its targets are named, all of them, and other classes; 95 % intervals (Clopper and Pearson)."""
+    """Per kind of attack: how often all its targets are named, and other classes; 95 % intervals (Clopper and Pearson)."""
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
         dataset, _, attack, setting, *_ = record["case"].split("-")

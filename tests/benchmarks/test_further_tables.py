@@ -11,16 +11,19 @@ def rows(text: str) -> list[list[str]]:
 
 def test_inspections_count_targets_and_false_alarms() -> None:
     cases = [
-        ("mnist-lenet5-none-none-to9-0", None, []),
-        ("mnist-lenet5-none-none-to9-1", None, [3, 4]),
-        ("mnist-lenet5-WB-multi-to9-0", 9, [9]),
-        ("mnist-lenet5-WB-multi-to9-1", 9, [2]),
+        ("mnist-lenet5-none-none-to9-0", [], []),
+        ("mnist-lenet5-none-none-to9-1", [], [3, 4]),
+        ("mnist-lenet5-WB-multi-to9-0", [9], [9]),
+        ("mnist-lenet5-WB-multi-to9-1", [9], [2]),
+        ("mnist-lenet5-WB-all-to9-0", list(range(10)), [9, *range(9)]),
+        ("mnist-lenet5-WB-all-to9-1", list(range(10)), list(range(9))),
     ]
-    found = rows(inspections([{"case": case, "target": target, "suspects": s} for case, target, s in cases]))
+    found = rows(inspections([{"case": case, "targets": targets, "suspects": s} for case, targets, s in cases]))
     by_name = {row[0]: row[1:] for row in found}
     assert by_name["MNIST, WB multi-class"] == [
         "2", "1 of 2 [0.013, 0.987]", "1 of 2 [0.013, 0.987]", "1 of 18 [0.001, 0.273]",
     ]  # fmt: skip
+    assert by_name["MNIST, WB all to all"] == ["2", "1 of 2 [0.013, 0.987]", "0 of 2 [0.000, 0.842]", "-"]
     assert by_name["no attack, all"] == ["2", "-", "1 of 2 [0.013, 0.987]", "2 of 20 [0.012, 0.317]"]
     assert by_name["MNIST, no attack"] == by_name["no attack, all"]
 

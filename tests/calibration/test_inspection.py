@@ -6,12 +6,14 @@ import json
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from poisoned import N_CLASSES, PREPROCESS, SETTINGS, SIZE, TARGET, Poisoned
 from safetensors import safe_open
@@ -28,6 +30,14 @@ from inflight_edge.errors import DataError, OptionError
 from inflight_edge.preprocess import Preprocess
 
 SHORT = Settings(steps=2)
+
+
+def pair_patches(norms: NDArray[np.float64]) -> list[PatchEstimate]:
+    """Patches that change nothing, of these norms (sources, targets)."""
+    nothing = np.zeros((SIZE, SIZE), np.float32)
+    return [
+        PatchEstimate(t, nothing, nothing[None], norms[s, t], 0.0, (s,)) for s, t in permutations(range(len(norms)), 2)
+    ]
 
 
 def test_the_target_is_found_without_a_hint(inspection: Inspection, victim: Poisoned) -> None:
@@ -58,8 +68,8 @@ def test_a_large_network_is_compared_coarsely_and_searched_at_length_where_named
 
     monkeypatch.setattr(Searcher, "patches", patches)
     of_pairs: list[Settings] = []
-    ones = np.ones((N_CLASSES, N_CLASSES))
-    monkeypatch.setattr(Searcher, "pair_norms", lambda self: (of_pairs.append(self.quick), ones)[1])
+    alike = pair_patches(np.ones((N_CLASSES, N_CLASSES)))
+    monkeypatch.setattr(Searcher, "pair_patches", lambda self: (of_pairs.append(self.quick), alike)[1])
     monkeypatch.setattr("inflight_edge.calibration.inspection.is_small", lambda classifier: False)
     monkeypatch.setattr("inflight_edge.calibration.inspection.has_bfloat16", lambda: False)
     found = inspect(
@@ -106,7 +116,7 @@ def test_a_told_target_that_hides_gets_the_patch_of_its_likeliest_source(
             return [told(success, 1, by[0])]
         return [replace(e, norm=20.0) for e in pooled(self, targets, by, *rest)]
 
-    monkeypatch.setattr(Searcher, "pair_norms", lambda self: norms.copy())
+    monkeypatch.setattr(Searcher, "pair_patches", lambda self: pair_patches(norms))
     monkeypatch.setattr(Searcher, "single_patches", lambda self, norms: [])
     monkeypatch.setattr(Searcher, "patches", patches)
     found = inspect(
