@@ -146,27 +146,26 @@ def select(
         )
     if options is None:
         options = candidates(features.shape[1], len(classes))
-    scores = np.full((len(options), len(labels), len(classes)), np.nan)
+    held_out_margins = np.full((len(options), len(labels)), np.nan)
+    sources = np.full((len(options), len(labels)), -1)
     parts = [(~held_out, held_out) for held_out in folds(labels, images, min(n_folds, smallest), seed)]
     with tqdm(parts, desc="densities", unit="fold", disable=not progress) as bar:
         held = Parallel()(
             delayed(_score_fold)(features64[kept], labels[kept], judged[kept], features[held_out], target, options)
             for kept, held_out in bar
         )
-    for (_, held_out), part in zip(parts, held, strict=True):
-        scores[:, held_out] = part
+    for (_, held_out), (margin, source) in zip(parts, held, strict=True):
+        held_out_margins[:, held_out], sources[:, held_out] = margin, source
     counted = _counted(labels, judged, target)
     trials = [
-        _trial(option, score[counted], labels[counted], classes, target)
-        for option, score in zip(options, scores, strict=True)
+        _trial(option, margin[counted], source[counted], labels[counted], target)
+        for option, margin, source in zip(options, held_out_margins, sources, strict=True)
     ]
     order = sorted(range(len(trials)), key=lambda i: _preference(trials[i]))
     ranked = [trials[i] for i in order]
-    winner, row = scores[order[0]], int(np.searchsorted(classes, target))
-    held_out_margins = margins(winner, row).astype(np.float32)
-    clean = np.sort(held_out_margins[first[labels[first] == target]])
-    sources = classes[best_other(winner, row)]
-    return Choice(ranked[0], _reason(ranked), tuple(ranked), clean, held_out_margins, sources)
+    winner = held_out_margins[order[0]].astype(np.float32)
+    clean = np.sort(winner[first[labels[first] == target]])
+    return Choice(ranked[0], _reason(ranked), tuple(ranked), clean, winner, sources[order[0]])
 
 
 def folds(labels: NDArray[np.int64], images: NDArray[np.int64], n_folds: int, seed: int) -> Iterator[NDArray[np.bool_]]:
@@ -196,13 +195,15 @@ def _score_fold(
     held_out: NDArray[np.float32],
     target: int,
     options: list[Candidate],
-) -> NDArray[np.float64]:
-    """Log-likelihoods (options, held-out samples, classes) under the guards fitted to a fold's features."""
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Margins and sources (options, held-out samples) by the guards fitted to a fold's features."""
+    found: list[tuple[NDArray[np.float64], NDArray[np.int64]]] = []
     # Small matrices: on a busy machine the threads of the linear algebra wait on each other.
     with threadpool_limits(1) if features.shape[1] < 1024 else nullcontext():
-        return np.stack(
-            [log_likelihoods(guard, held_out) for guard in _fit_all(features, labels, judged, target, options)]
-        )
+        for guard in _fit_all(features, labels, judged, target, options):
+            scores = log_likelihoods(guard, held_out)
+            found.append((margins(scores, guard.target_row), guard.classes[best_other(scores, guard.target_row)]))
+    return np.stack([margin for margin, _ in found]), np.stack([source for _, source in found])
 
 
 def _fit_all(
@@ -242,15 +243,13 @@ def _counted(labels: NDArray[np.int64], judged: NDArray[np.bool_], target: int) 
 
 def _trial(
     candidate: Candidate,
-    scores: NDArray[np.float64],
+    margin: NDArray[np.float64],
+    sources: NDArray[np.int64],
     labels: NDArray[np.int64],
-    classes: NDArray[np.int64],
     target: int,
 ) -> Trial:
-    row = int(np.searchsorted(classes, target))
-    margin, clean = margins(scores, row), labels == target
-    flagged = ~(margin < 0)
-    right = flagged & (classes[best_other(scores, row)] == labels)
+    clean, flagged = labels == target, ~(margin < 0)
+    right = flagged & (sources == labels)
     false_alarms, missed = float(flagged[clean].mean()), float(1.0 - flagged[~clean].mean())
     error = verdict_error(margin[clean], margin[~clean])
     return Trial(candidate, false_alarms, missed, error, float(1.0 - right[~clean].mean()))
