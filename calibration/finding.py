@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from inflight_edge.calibration.reversal.all_to_all import SharedPatch
 from inflight_edge.calibration.reversal.decision import (
     ONE_WAY,
     P_VALUE,
@@ -34,7 +35,6 @@ from inflight_edge.calibration.reversal.estimates import (
 )
 from inflight_edge.calibration.reversal.neural_cleanse import Search, Settings, search_patches
 from inflight_edge.calibration.reversal.perturbation import AdditionSettings, search_additions
-from inflight_edge.calibration.sharing import SharedPatch
 
 __all__ = ["FOUND_BY", "Finding", "Method", "Searcher"]
 

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inflight_edge.calibration.finding import FOUND_BY, Searcher
+from inflight_edge.calibration.reversal.all_to_all import LEAST_SHARE, SharedPatch
 from inflight_edge.calibration.reversal.estimates import Logits, PatchEstimate
 from inflight_edge.calibration.reversal.neural_cleanse import Settings
-from inflight_edge.calibration.sharing import LEAST_SHARE, SharedPatch
 
 N, SIDE, EACH = 6, 8, 20
 SETTINGS = Settings(steps=150, batch=24)
