@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import permutations
 from typing import Literal
 
@@ -19,10 +20,11 @@ from inflight_edge.calibration.reversal.decision import (
     SMALL_MASK,
     Floats,
     anomaly_indices,
+    near_targets,
     one_way_ratios,
     one_way_targets,
-    pair_ratios,
     perturbation_p_values,
+    relative_norms,
     small_pairs,
     suspicious,
 )
@@ -41,6 +43,7 @@ __all__ = ["FOUND_BY", "Finding", "Method", "Searcher"]
 Method = Literal["auto", "neural-cleanse", "perturbation"]
 FOUND_BY = (
     "neural-cleanse", "neural-cleanse all to all", "neural-cleanse per source", "perturbation", "one-way perturbation",
+    "perturbation per source",
 )  # fmt: skip
 MAX_CLASSES = 20  # of a search per pair of classes: with more classes there are too many pairs
 PAIR = Settings(steps=150, batch=8)
@@ -48,6 +51,7 @@ PAIR = Settings(steps=150, batch=8)
 COARSE = Settings(steps=100, batch=16, rate=0.2, success=0.95, patience=3)
 COARSE_PAIR = Settings(steps=60, batch=4, rate=0.2, success=0.9, patience=3)
 HELD_OUT = 5  # every fifth image
+BATCH = 256
 TRANSFER, CONFIRMED = 0.5, 0.8
 
 
@@ -57,8 +61,7 @@ class Finding:
 
     method  one of FOUND_BY.
     score   the anomaly index of the mask; all to all the share of held-out images that get to the target of their class; per
-            source the pair's norm over the expected one; the p-value of the model; of one-way additions the norm over that of
-            the way back.
+            source the pair's relative norm; the p-value of the model; of one-way additions the norm over that of the way back.
     """
 
     target: int
@@ -193,6 +196,19 @@ class Searcher:
         """Classes of whose held-out images the pattern sends at least half to the target."""
         return tuple(c for c in self.others(estimate.target) if self.success(estimate, (c,)) >= TRANSFER)
 
+    @cached_property
+    def gaps(self) -> Floats:
+        """(sources, targets): mean over images of the source of its own logit minus the target's."""
+        with torch.inference_mode():
+            logits = np.concatenate([self.exact(part).numpy() for part in self.images.split(BATCH)])
+        means = np.stack([logits[self.labels == c].mean(axis=0) for c in range(self.n_classes)]).astype(np.float64)
+        gaps: Floats = np.diag(means)[:, None] - means
+        return gaps
+
+    def relative(self, norms: Floats) -> Floats:
+        """(sources, targets): norms for their gaps, see relative_norms."""
+        return relative_norms(norms, self.gaps)
+
     def pair_patches(self) -> list[PatchEstimate]:
         """The smallest patch that a quick search finds for each ordered pair of classes; success is not measured."""
         pairs = list(permutations(range(self.n_classes), 2))
@@ -214,8 +230,7 @@ class Searcher:
 
         quick: of pair_patches; the search starts from the likeliest to each class.
         """
-        ratios = pair_ratios(pair_norms(quick, self.n_classes))
-        sources = np.nanargmin(ratios, axis=0)
+        sources = np.nanargmin(self.relative(pair_norms(quick, self.n_classes)), axis=0)
         likeliest = [patch for patch in quick if patch.sources == (sources[patch.target],)]
         search = SharedPatch(
             self.fast, self.exact, self.pixels, self.labels, ~self.held_out, self.n_classes, self.settings, self.seed
@@ -234,7 +249,7 @@ class Searcher:
 
         For a target that is told and hides from the search over all sources: there the pattern is not the attacker's.
         """
-        source = int(np.nanargmin(pair_ratios(norms)[:, target]))
+        source = int(np.nanargmin(self.relative(norms)[:, target]))
         estimate = self.patches([target], [(source,)])[0]
         return estimate if estimate.success >= CONFIRMED else None
 
@@ -246,21 +261,24 @@ class Searcher:
         """
         norms = norms.copy()
         result: list[tuple[Finding, Estimate]] = []
-        candidates = sorted(zip(*np.nonzero(small_pairs(norms)), strict=True), key=lambda pair: norms[pair])
+        candidates = sorted(
+            zip(*np.nonzero(small_pairs(self.relative(norms))), strict=True), key=lambda pair: norms[pair]
+        )
         for s, t in [(int(s), int(t)) for s, t in candidates]:
             again = search_patches(self.fast, [self.search(t, (s,), salt=1)], settings=self.quick)[0]
             norms[s, t] = again.norm
-            if not small_pairs(norms)[s, t] or any(t == finding.target for finding, _ in result):
+            relative = self.relative(norms)
+            if not small_pairs(relative)[s, t] or any(t == finding.target for finding, _ in result):
                 continue
             estimate = self.patches([t], [(s,)])[0]
             if estimate.success >= CONFIRMED:
-                result.append((Finding(t, FOUND_BY[2], float(pair_ratios(norms)[s, t])), estimate))
+                result.append((Finding(t, FOUND_BY[2], float(relative[s, t])), estimate))
         return result
 
     def perturbations(self) -> list[tuple[Finding, Estimate]]:
         """The class with the smallest p-value, where the model's is at most .05 and some way to it leads one way; then
-        those that one_way_targets names.  Of the first the addition must work on half of the held-out images, of the others
-        on .8.
+        those that one_way_targets and near_targets name.  Of the first the addition must work on half of the held-out images,
+        of the others on .8.
         """
         norms = self.addition_norms()
         p_values = perturbation_p_values(norms)
@@ -270,6 +288,9 @@ class Searcher:
         findings = [Finding(first, FOUND_BY[3], overall)] if overall <= P_VALUE and smallest[first] < ONE_WAY else []
         named = {finding.target for finding in findings}
         findings += [Finding(t, FOUND_BY[4], ratio) for t, ratio in one_way_targets(norms).items() if t not in named]
+        named |= {finding.target for finding in findings}
+        near = near_targets(self.relative(norms))
+        findings += [Finding(t, FOUND_BY[5], norm) for t, norm in near.items() if t not in named]
         result = []
         for finding in findings:
             estimate = self.addition_to(finding.target, norms)
