@@ -14,8 +14,8 @@ from inflight_edge.calibration.reversal.neural_cleanse import Search, Settings, 
 
 __all__ = ["SharedPatch"]
 
-# A class counts when so many of its images get to its target.
-LEAST_SHARE = 0.5
+# A class counts when so many of its images get to its target; of a patch that is found, further ones from the second on.
+LEAST_SHARE, FURTHER_SHARE = 0.5, 0.25
 PER_CLASS = 20  # images of each class that are tried
 
 
@@ -66,7 +66,8 @@ class SharedPatch:
             grows = len(_routes(reached)) > len(routes)
             if len(_routes(reached)) >= len(routes):
                 best, share, routes = searched, reached, _routes(reached)
-        return {targets[t]: replace(best, target=targets[t], sources=(s,)) for s, t in routes}
+        further = _routes(share, FURTHER_SHARE)
+        return {targets[t]: replace(best, target=targets[t], sources=(s,)) for s, t in further}
 
     def shares(self, estimate: PatchEstimate, targets: list[int]) -> NDArray[np.float64]:
         """(classes, targets): share of the class's images that the patch sends to the target; 0 to the class itself."""
@@ -86,12 +87,12 @@ class SharedPatch:
         return PatchEstimate(int(wanted[0]), patch.mask.numpy(), patch.pattern.numpy(), patch.norm, 0.0)
 
 
-def _routes(shares: NDArray[np.float64]) -> list[tuple[int, int]]:
+def _routes(shares: NDArray[np.float64], least: float = LEAST_SHARE) -> list[tuple[int, int]]:
     """Classes and columns of their targets, each target for one class, so that the most images get there."""
     return [
         (int(s), int(t))
         for s, t in zip(*linear_sum_assignment(shares, maximize=True), strict=True)
-        if shares[s, t] >= LEAST_SHARE
+        if shares[s, t] >= least
     ]
 
 

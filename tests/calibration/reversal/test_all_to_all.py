@@ -86,6 +86,21 @@ def test_classes_that_the_first_patch_misses_are_taken_along() -> None:
     assert len(seen) == 3  # the start, with three classes; six; six again
 
 
+@pytest.mark.parametrize(("share", "taken"), [(0.3, True), (0.2, False)])
+def test_a_class_that_is_sent_away_less_often_is_taken_at_the_end(share: float, taken: bool) -> None:
+    case = shared(NEXT)
+    whole = case.shares(patch(), list(range(N)))
+    whole[4] *= share
+    lengths: list[int] = []
+    smallest = case._smallest
+    case.shares = lambda *_: whole  # type: ignore[method-assign]
+    case._smallest = lambda routes, level: (lengths.append(len(routes)), smallest(routes, level))[1]  # type: ignore
+    found = case.search([patch()], list(range(N)), 3)
+    assert lengths == [N - 1]
+    assert (NEXT[4] in found) == taken
+    assert len(found) == N - (not taken)
+
+
 def test_shares_are_counted_and_none_is_of_a_class_to_itself() -> None:
     shares = shared({0: 1, 1: 0}).shares(patch(), [0, 1, 5])
     np.testing.assert_array_equal(shares, [[0, 1, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]])
