@@ -155,13 +155,7 @@ def _choose(case: _Case, network: Classifier | OnnxRuntimeEngine) -> list[_Chose
             progress=case.progress,
         )
         choice = select(
-            samples.features,
-            samples.labels,
-            target,
-            images=samples.images,
-            judged=samples.judged,
-            seed=case.seed,
-            progress=case.progress,
+            samples.features, samples.labels, target, images=samples.images, seed=case.seed, progress=case.progress
         )
         result.append(_Chosen(target, samples, choice))
     return result
@@ -207,7 +201,7 @@ def _fit(case: _Case, network: Classifier | OnnxRuntimeEngine, choices: list[_Ch
         target, samples, choice, made = chosen.target, chosen.samples, chosen.choice, case.plans[chosen.target]
         embed = case.inspection.estimates[target].embed
         others = np.flatnonzero(case.data.labels != target)
-        guards.append(fit(samples.features, samples.labels, target, choice, samples.judged))
+        guards.append(fit(samples.features, samples.labels, target, choice))
         entry = {"target": target, "asr_estimated": made.success, "density": choice.as_dict()}
         if precision == PRECISIONS[0]:  # one is enough for people, and the manifest is bounded
             entry["samples"] = {"n": len(samples.labels), **made.as_dict()}

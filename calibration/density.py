@@ -31,9 +31,6 @@ __all__ = [
 
 Float64 = NDArray[np.float64]
 
-# Of a class that never reaches the target, against one that always does.
-LEAST_WEIGHT = 0.01
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Components:
@@ -103,15 +100,9 @@ class GuardEstimator(BaseEstimator):  # type: ignore[misc]
         self.balance = balance
         self.random_state = random_state
 
-    def fit(
-        self,
-        features: NDArray[np.floating],
-        labels: NDArray[np.integer],
-        judged: NDArray[np.bool_] | None = None,
-    ) -> GuardEstimator:
+    def fit(self, features: NDArray[np.floating], labels: NDArray[np.integer]) -> GuardEstimator:
         """Fit to features (N, D) and their true classes (N,): the target's clean, all others' with the pattern.
 
-        judged  (N,) which samples the classifier predicts as the target, see ``balanced``; None: all.
         Raises OptionError for a parameter out of range, DataError when a class has fewer than 2 samples.
         """
         self._check_parameters()
@@ -126,7 +117,7 @@ class GuardEstimator(BaseEstimator):  # type: ignore[misc]
             raise DataError(
                 f"labels: expected samples of the target {self.target} and of another class, got {self.classes_}"
             )
-        weights = balanced(labels, self.target, judged) if self.balance else np.ones(len(labels))
+        weights = balanced(labels, self.target) if self.balance else np.ones(len(labels))
         mean, scale = standardiser(features, weights)
         components = fit_components(
             (features - mean) / scale,
@@ -217,19 +208,10 @@ def build_guard(
     )
 
 
-def balanced(labels: NDArray[np.integer], target: int, judged: NDArray[np.bool_] | None = None) -> Float64:
-    """Weights (N,) of mean 1 by which the target's samples count as much as all others together.
-
-    judged  (N,) which samples the classifier predicts as the target; None: all.  Every other class weighs by the share of
-            its samples that are, or LEAST_WEIGHT: where one class alone reaches the target, the verdict is between these two.
-    """
+def balanced(labels: NDArray[np.integer], target: int) -> Float64:
+    """Weights (N,) of mean 1 by which the target's samples count as much as all others together."""
     own = labels == target
-    weights = np.ones(len(labels))
-    for label in np.unique(labels[~own]) if judged is not None else ():
-        weights[labels == label] = max(float(judged[labels == label].mean()), LEAST_WEIGHT)
-    for group in (own, ~own):
-        weights[group] *= 0.5 * len(labels) / weights[group].sum()
-    return weights
+    return np.where(own, 0.5 / own.mean(), 0.5 / (1.0 - own.mean()))
 
 
 def standardiser(features: Float64, weights: Float64) -> tuple[Float64, Float64]:

@@ -58,15 +58,11 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Samples:
-    """features (N, D), labels (N,) true classes, images (N,) the number of the image that each sample shows.
-
-    judged  (N,) which of them the classifier predicts as the target.
-    """
+    """features (N, D), labels (N,) true classes, images (N,) the number of the image that each sample shows."""
 
     features: NDArray[np.float32]
     labels: NDArray[np.int64]
     images: NDArray[np.int64]
-    judged: NDArray[np.bool_]
 
     @property
     def one_each(self) -> NDArray[np.int64]:
@@ -125,7 +121,7 @@ def collect(
     target = estimate.target
     rng = np.random.default_rng(seed)
     patterns = [estimate.moved(place) for place in chosen.places]
-    features, images, reached = [], [], []
+    features, images = [], []
     as_it_is: NDArray[np.bool_] | None = None  # of an image that is left out so, no view is fitted either
     for view in (View(), *chosen.views):
         shown = view(pixels)
@@ -144,9 +140,8 @@ def collect(
         used = np.flatnonzero(fitted)
         features.append(found[used])
         images.append(used)
-        reached.append(predicted[used] == target)
     numbers = np.concatenate(images)
-    return Samples(np.concatenate(features), labels[numbers], numbers, np.concatenate(reached))
+    return Samples(np.concatenate(features), labels[numbers], numbers)
 
 
 def judged(predicted: NDArray[np.int64], labels: NDArray[np.int64], target: int) -> NDArray[np.bool_]:

@@ -117,7 +117,6 @@ def select(
     target: int,
     *,
     images: NDArray[np.int64] | None = None,
-    judged: NDArray[np.bool_] | None = None,
     options: list[Candidate] | None = None,
     n_folds: int = 5,
     seed: int = 0,
@@ -128,7 +127,6 @@ def select(
     features  (N, D): clean ones of the target, triggered-by-estimate ones of every other class.
     labels    (N,) true classes.   n_folds  lowered where a class has fewer images.
     images    (N,) which image each sample shows: all views of an image are held out together.  None: one sample each.
-    judged    (N,) which samples the classifier predicts as the target, the only ones whose errors count; None: all.
     The folds run where joblib is told to, one after another unless told: joblib.parallel_config(backend="dask") spreads
     them over a cluster.  The numbers do not depend on it.
     First the lowest verdict error, where all up to ENOUGH are alike; then the lowest source error.
@@ -137,7 +135,6 @@ def select(
     features64 = np.asarray(features, np.float64)
     classes = np.unique(labels)
     images = np.arange(len(labels)) if images is None else images
-    judged = np.ones(len(labels), np.bool_) if judged is None else judged
     first = np.unique(images, return_index=True)[1]
     smallest = int(min(np.count_nonzero(labels[first] == c) for c in classes))
     if smallest < 3:
@@ -151,14 +148,13 @@ def select(
     parts = [(~held_out, held_out) for held_out in folds(labels, images, min(n_folds, smallest), seed)]
     with tqdm(parts, desc="densities", unit="fold", disable=not progress) as bar:
         held = Parallel()(
-            delayed(_score_fold)(features64[kept], labels[kept], judged[kept], features[held_out], target, options)
+            delayed(_score_fold)(features64[kept], labels[kept], features[held_out], target, options)
             for kept, held_out in bar
         )
     for (_, held_out), (margin, source) in zip(parts, held, strict=True):
         held_out_margins[:, held_out], sources[:, held_out] = margin, source
-    counted = _counted(labels, judged, target)
     trials = [
-        _trial(option, margin[counted], source[counted], labels[counted], target)
+        _trial(option, margin, source, labels, target)
         for option, margin, source in zip(options, held_out_margins, sources, strict=True)
     ]
     order = sorted(range(len(trials)), key=lambda i: _preference(trials[i]))
@@ -176,22 +172,15 @@ def folds(labels: NDArray[np.int64], images: NDArray[np.int64], n_folds: int, se
         yield np.isin(images, numbers[held_out])
 
 
-def fit(
-    features: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    target: int,
-    choice: Choice,
-    judged: NDArray[np.bool_] | None = None,
-) -> Guard:
+def fit(features: NDArray[np.float32], labels: NDArray[np.int64], target: int, choice: Choice) -> Guard:
     """The guard of the chosen density, fitted to all features, with the held-out clean margins of the choice."""
-    estimator = GuardEstimator(target, **asdict(choice.best.candidate)).fit(features, labels, judged)
+    estimator = GuardEstimator(target, **asdict(choice.best.candidate)).fit(features, labels)
     return replace(estimator.guard_, clean_margins=choice.clean_margins)
 
 
 def _score_fold(
     features: NDArray[np.float64],
     labels: NDArray[np.int64],
-    judged: NDArray[np.bool_],
     held_out: NDArray[np.float32],
     target: int,
     options: list[Candidate],
@@ -200,21 +189,17 @@ def _score_fold(
     found: list[tuple[NDArray[np.float64], NDArray[np.int64]]] = []
     # Small matrices: on a busy machine the threads of the linear algebra wait on each other.
     with threadpool_limits(1) if features.shape[1] < 1024 else nullcontext():
-        for guard in _fit_all(features, labels, judged, target, options):
+        for guard in _fit_all(features, labels, target, options):
             scores = log_likelihoods(guard, held_out)
             found.append((margins(scores, guard.target_row), guard.classes[best_other(scores, guard.target_row)]))
     return np.stack([margin for margin, _ in found]), np.stack([source for _, source in found])
 
 
 def _fit_all(
-    features: NDArray[np.float64],
-    labels: NDArray[np.int64],
-    judged: NDArray[np.bool_],
-    target: int,
-    options: list[Candidate],
+    features: NDArray[np.float64], labels: NDArray[np.int64], target: int, options: list[Candidate]
 ) -> Iterator[Guard]:
     """One guard per option; options with equal component counts share the mixtures."""
-    weights = balanced(labels, target, judged)
+    weights = balanced(labels, target)
     standard = standardiser(features, weights)
     z = (features - standard[0]) / standard[1]
     counts = {o.n_components for o in options}
@@ -229,16 +214,6 @@ def _fit_all(
             regularisation=option.regularisation,
             shrinkage=option.shrinkage,
         )
-
-
-def _counted(labels: NDArray[np.int64], judged: NDArray[np.bool_], target: int) -> NDArray[np.bool_]:
-    """Samples whose errors count: the judged ones; all of the target's or of the others where none is judged."""
-    own = labels == target
-    counted = judged.copy()
-    for group in (own, ~own):
-        if not judged[group].any():
-            counted |= group
-    return counted
 
 
 def _trial(

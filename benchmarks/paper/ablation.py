@@ -131,20 +131,18 @@ def _chosen(case: Experiment, classifier: Classifier, inspection: Inspection) ->
 def _measure(
     idea: Idea, samples: Samples, held_out: dict[str, tuple[Pixels, NDArray[np.int64]]], target: int, seed: int
 ) -> dict[str, Any]:
-    features, labels, images, judged = samples.features, samples.labels, samples.images, samples.judged
+    features, labels, images = samples.features, samples.labels, samples.images
     direction = features[labels != target].mean(axis=0) - features[labels == target].mean(axis=0)
     density = idea.density
     if density is None:
-        density = select(
-            features, labels, target, images=images, judged=judged, seed=seed, progress=False
-        ).best.candidate
+        density = select(features, labels, target, images=images, seed=seed, progress=False).best.candidate
     classes = np.unique(labels)
     row = int(np.searchsorted(classes, target))
     scores = np.full((len(labels), len(classes)), np.nan)
     guesses = np.full(len(labels), -1)
     for held in folds(labels, images, 5, seed):
         scores[held], guesses[held] = _score(
-            idea, features[~held], labels[~held], judged[~held], features[held], target, density, direction
+            idea, features[~held], labels[~held], features[held], target, density, direction
         )
     margin, clean = margins(scores, row), labels == target
     right = ~(margin < 0) & (guesses == labels)
@@ -154,7 +152,7 @@ def _measure(
         "held_out_source_error": float(1.0 - right[~clean].mean()),
     }
     for name, (frames, truth) in held_out.items():
-        rows, guessed = _score(idea, features, labels, judged, frames, target, density, direction)
+        rows, guessed = _score(idea, features, labels, frames, target, density, direction)
         flagged = ~(margins(rows, row) < 0)
         record[name] = float(flagged.mean())
         if name == "tpr":
@@ -192,11 +190,11 @@ def _samples(idea: Idea, case: Experiment, classifier: Classifier, estimate: Est
     ]
     # The target's clean images are there once.
     kept = [np.flatnonzero((part.labels != estimate.target) | (number == 0)) for number, part in enumerate(parts)]
-    features, all_labels, images, judged = (
+    features, all_labels, images = (
         np.concatenate([getattr(part, name)[rows] for part, rows in zip(parts, kept, strict=True)])
-        for name in ("features", "labels", "images", "judged")
+        for name in ("features", "labels", "images")
     )
-    return Samples(features, all_labels, images, judged)
+    return Samples(features, all_labels, images)
 
 
 class _Weaker:
@@ -216,7 +214,6 @@ def _score(
     idea: Idea,
     features: Pixels,
     labels: NDArray[np.int64],
-    judged: NDArray[np.bool_],
     frames: Pixels,
     target: int,
     density: Candidate,
@@ -224,9 +221,9 @@ def _score(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Log-likelihoods (N, R) of frames, and the inferred source classes."""
 
-    def rows(fitted: Pixels, scored: Pixels) -> NDArray[np.float64]:
+    def rows(fitted: Pixels, judged: Pixels) -> NDArray[np.float64]:
         estimator = GuardEstimator(target, balance=idea.balance, **asdict(density))
-        return log_likelihoods(estimator.fit(fitted, labels, judged).guard_, scored)
+        return log_likelihoods(estimator.fit(fitted, labels).guard_, judged)
 
     classes = np.unique(labels)
     scores = rows(features, frames)

@@ -16,7 +16,6 @@ from sklearn.mixture import GaussianMixture
 from inflight_edge import Decision, Scorer, decide
 from inflight_edge.calibration import density
 from inflight_edge.calibration.density import (
-    LEAST_WEIGHT,
     GuardEstimator,
     balanced,
     best_other,
@@ -123,33 +122,6 @@ def test_the_target_weighs_as_much_as_all_others() -> None:
     np.testing.assert_allclose(triangle.T @ triangle, np.linalg.inv(pooled + 0.1 * np.eye(D)), rtol=1e-4, atol=1e-4)
     assert balanced(labels, 1).sum() == pytest.approx(len(labels))
     assert balanced(labels, 1)[own].sum() == pytest.approx(len(labels) / 2)
-
-
-def test_a_class_weighs_by_the_share_of_its_samples_that_are_judged() -> None:
-    labels = np.repeat([0, 1, 2, 3], [50, 100, 100, 40])
-    judged = np.ones(len(labels), bool)
-    judged[50:125] = False  # three quarters of class 1
-    judged[150:250] = False  # all of class 2
-    weights = balanced(labels, 0, judged)
-    per_class = [np.unique(weights[labels == c]) for c in range(4)]
-    assert [len(values) for values in per_class] == [1, 1, 1, 1]
-    own, some, never, always = (float(values[0]) for values in per_class)
-    assert (some / always, never / always) == (pytest.approx(0.25), pytest.approx(LEAST_WEIGHT))
-    assert weights.sum() == pytest.approx(len(labels))
-    assert own * 50 == pytest.approx(len(labels) / 2)
-    np.testing.assert_allclose(balanced(labels, 0, np.ones(len(labels), bool)), balanced(labels, 0))
-
-
-def test_a_class_that_is_never_judged_has_a_density_and_no_say() -> None:
-    keep = np.arange(180)
-    features, labels = FEATURES[keep].astype(np.float64), LABELS[keep]
-    judged = labels != 2
-    guard = GuardEstimator(1, kind="shared", regularisation=0.1).fit(features, labels, judged).guard_
-    shifted = np.where((labels == 2)[:, None], features + 50, features)
-    moved = GuardEstimator(1, kind="shared", regularisation=0.1).fit(shifted, labels, judged).guard_
-    assert guard.classes.tolist() == moved.classes.tolist() == [0, 1, 2]
-    plain = GuardEstimator(1, kind="shared", regularisation=0.1).fit(shifted, labels).guard_
-    assert np.abs(moved.mean - guard.mean).max() < 0.02 * np.abs(plain.mean - guard.mean).max()
 
 
 def test_without_balance_every_sample_weighs_the_same() -> None:

@@ -126,18 +126,6 @@ def test_an_image_that_is_left_out_as_it_is_has_no_views() -> None:
     np.testing.assert_array_equal(samples.features[samples.one_each], plain.features)
 
 
-def test_samples_say_which_of_them_are_judged() -> None:
-    """A class that never gets to the target is fitted all the same."""
-    pixels, labels = data()
-    immune = labels != TARGET
-    nothing = replace(pixel(), mask=np.zeros_like(pixel().mask))
-    samples = collect(CLASSIFIER, pixels, labels, nothing, Plan(((0, 0),), (View(step=(0, 1)),), 1.0), PREPROCESS)
-    assert set(samples.images) == set(range(len(labels)))
-    np.testing.assert_array_equal(samples.judged, ~immune[samples.images])
-    reached = collect(CLASSIFIER, pixels, labels, pixel(), Plan(((0, 0),), (), 1.0), PREPROCESS)
-    assert reached.judged.all()
-
-
 def test_one_place_and_no_view_is_the_plain_pattern() -> None:
     pixels, labels = data()
     samples = collect(CLASSIFIER, pixels, labels, pixel(), Plan(((0, 0),), (), 1.0), PREPROCESS)

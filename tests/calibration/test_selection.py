@@ -188,25 +188,6 @@ def test_margins_without_deviation_are_counted() -> None:
     assert (alike.best.false_alarms, alike.best.missed, alike.best.verdict_error) == (1.0, 0.0, 0.5)
 
 
-def test_only_errors_of_judged_samples_count() -> None:
-    """Class 2 lies on the target's, and no frame of it gets there: it decides nothing."""
-    rng = np.random.default_rng(5)
-    labels = np.repeat([0, 1, 2], 40)
-    features = rng.normal(size=(120, 3)) + np.where(labels == 1, 12.0, 0.0)[:, None]
-    features, judged = features.astype(np.float32), labels != 2
-    everyone = select(features, labels, 0, options=[SHARED], progress=False)
-    choice = select(features, labels, 0, judged=judged, options=[SHARED], progress=False)
-    assert everyone.best.missed > 0.1
-    assert (choice.best.missed, choice.best.source_error) == (0.0, 0.0)
-    assert len(choice.margins) == len(labels)
-    guard = fit(features, labels, 0, choice, judged)
-    weighed = GuardEstimator(0, kind="shared", regularisation=SHARED.regularisation).fit(features, labels, judged)
-    np.testing.assert_array_equal(guard.whitener, weighed.guard_.whitener)
-    # Where none of the others is judged, all of them count.
-    nobody = select(features, labels, 0, judged=labels == 0, options=[SHARED], progress=False)
-    assert nobody.best.missed == pytest.approx(everyone.best.missed, abs=0.1)
-
-
 def test_views_of_an_image_are_held_out_together() -> None:
     features, labels = blobs(distance=0.8)
     images = np.arange(len(labels))
