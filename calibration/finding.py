@@ -115,17 +115,18 @@ class Searcher:
             compared = np.array([e.norm for e in estimates])
             indices = anomaly_indices(compared)
             named = sorted(np.flatnonzero(suspicious(compared)).tolist(), key=lambda c: compared[c])
-            findings = [Finding(c, FOUND_BY[0], float(indices[c])) for c in named]
             at_length = list(dict.fromkeys([*named, *targets]))
             if self.coarse and at_length:
                 for estimate in self.patches(at_length, [others[c] for c in at_length]):
                     estimates[estimate.target] = estimate
-            if 2 < self.n_classes <= MAX_CLASSES:
+            pooled = [(Finding(c, FOUND_BY[0], float(indices[c])), estimates[c]) for c in named]
+            if not 2 < self.n_classes <= MAX_CLASSES:
+                self._keep(estimates, findings, pooled)
+            else:
                 quick = self.pair_patches()
                 norms = pair_norms(quick, self.n_classes)
-                shared = self.shared_patches(quick, targets)
-                findings = [finding for finding in findings if finding.target not in {f.target for f, _ in shared}]
-                self._keep(estimates, findings, shared)
+                self._keep(estimates, findings, self.shared_patches(quick))
+                self._keep(estimates, findings, pooled)
                 self._keep(estimates, findings, self.single_patches(norms))
                 for target in set(targets) - {finding.target for finding in findings}:
                     if compared[target] >= SMALL_MASK * np.median(compared):
@@ -200,8 +201,8 @@ class Searcher:
     def gaps(self) -> Floats:
         """(sources, targets): mean over images of the source of its own logit minus the target's."""
         with torch.inference_mode():
-            logits = np.concatenate([self.exact(part).numpy() for part in self.images.split(BATCH)])
-        means = np.stack([logits[self.labels == c].mean(axis=0) for c in range(self.n_classes)]).astype(np.float64)
+            logits = np.concatenate([self.exact(part).double().numpy() for part in self.images.split(BATCH)])
+        means = np.stack([logits[self.labels == c].mean(axis=0) for c in range(self.n_classes)])
         gaps: Floats = np.diag(means)[:, None] - means
         return gaps
 
@@ -223,10 +224,9 @@ class Searcher:
             for (s, t), patch in zip(pairs, found, strict=True)
         ]
 
-    def shared_patches(
-        self, quick: list[PatchEstimate], told: Sequence[int] = ()
-    ) -> list[tuple[Finding, PatchEstimate]]:
-        """Targets of one patch that sends every class to another one: at least half of the classes, or two told ones.
+    def shared_patches(self, quick: list[PatchEstimate]) -> list[tuple[Finding, PatchEstimate]]:
+        """Targets of one patch that sends every class to another one: at least half of the classes (and three) go there by
+        at least .8 of their held-out images.
 
         quick: of pair_patches; the search starts from the likeliest to each class.
         """
@@ -235,14 +235,12 @@ class Searcher:
         search = SharedPatch(
             self.fast, self.exact, self.pixels, self.labels, ~self.held_out, self.n_classes, self.settings, self.seed
         )
-        targets = list(dict.fromkeys(told)) or list(range(self.n_classes))
-        least = 2 if told else max(3, self.n_classes // 2)
-        found = search.search(likeliest, targets, least) if len(targets) >= least else {}
-        if len(found) < least:
+        least = max(3, (self.n_classes + 1) // 2)
+        found = [replace(e, success=self.success(e, e.sources)) for e in search.search(likeliest, least)]
+        if sum(estimate.success >= CONFIRMED for estimate in found) < least:
             return []
-        measured = [replace(e, success=self.success(e, e.sources)) for e in found.values()]
-        share = float(np.mean([estimate.success for estimate in measured]))
-        return [(Finding(estimate.target, FOUND_BY[1], share), estimate) for estimate in measured]
+        share = float(np.mean([estimate.success for estimate in found]))
+        return [(Finding(estimate.target, FOUND_BY[1], share), estimate) for estimate in found]
 
     def likeliest_patch(self, target: int, norms: Floats) -> PatchEstimate | None:
         """The patch from the source that needs the smallest one for its kind; None if it works on too few images.

@@ -146,7 +146,7 @@ def inspect(
     with one_thread_if_small(classifier):
         estimates, findings = searcher.run(method, targets or ())
     indices = anomaly_indices(np.array([e.norm for e in estimates]))
-    suspects = tuple(finding.target for finding in findings) if targets is None else tuple(targets)
+    suspects = tuple(finding.target for finding in findings) if targets is None else tuple(dict.fromkeys(targets))
     return Inspection(estimates, indices, suspects, accuracy, preprocess, feature_layer, data.class_names, findings)
 
 

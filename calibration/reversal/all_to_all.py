@@ -44,39 +44,41 @@ class SharedPatch:
         self.fast, self.exact, self.n_classes, self.settings, self.seed = fast, exact, n_classes, settings, seed
         self.images, self.labels = torch.from_numpy(pixels[used] / np.float32(255.0)), labels[used]
         tried = np.concatenate([np.flatnonzero(labels == c)[:PER_CLASS] for c in range(n_classes)])
+        tried = tried[predicted(exact, pixels[tried]) == labels[tried]]
         self.tried, self.tried_labels = pixels[tried], labels[tried]
 
-    def search(self, found: list[PatchEstimate], targets: list[int], least: int) -> dict[int, PatchEstimate]:
+    def search(self, found: list[PatchEstimate], least: int) -> list[PatchEstimate]:
         """One estimate, of the same patch, for each target that a class of its own is sent to.
 
-        found    patches to start from.      targets  classes that can be targets.
-        least    classes that the one to start from must send away, at least 2; {} where none does.
+        found  patches to start from.      least  classes that the one to start from must send away; [] where none does.
         Success is not filled in.
         """
-        shares = [self.shares(estimate, targets) for estimate in found]
-        start = max(range(len(found)), key=lambda i: _routed(shares[i]), default=None)
-        if start is None or len(_routes(shares[start])) < least:
-            return {}
+        shares = [self.shares(estimate) for estimate in found]
+        start = max(range(len(found)), key=lambda i: _reach(shares[i]), default=None)
+        if start is None or len(_routes(shares[start])) < max(least, 1):
+            return []
         best, share, routes = found[start], shares[start], _routes(shares[start])
         grows = True
         while grows:
-            level = float(np.mean([share[route] for route in routes]))
-            searched = self._smallest({s: targets[t] for s, t in routes}, level)
-            reached = self.shares(searched, targets)
+            level = float(np.mean([share[route] for route in routes.items()]))
+            searched = self._smallest(routes, level)
+            reached = self.shares(searched)
             grows = len(_routes(reached)) > len(routes)
             if len(_routes(reached)) >= len(routes):
                 best, share, routes = searched, reached, _routes(reached)
         further = _routes(share, FURTHER_SHARE)
-        return {targets[t]: replace(best, target=targets[t], sources=(s,)) for s, t in further}
+        return [replace(best, target=target, sources=(source,)) for source, target in further.items()]
 
-    def shares(self, estimate: PatchEstimate, targets: list[int]) -> NDArray[np.float64]:
-        """(classes, targets): share of the class's images that the patch sends to the target; 0 to the class itself."""
-        reached = predicted(self.exact, estimate.embed(self.tried))
-        result = np.array(
-            [[np.mean(reached[self.tried_labels == s] == t) for t in targets] for s in range(self.n_classes)]
-        )
-        result[targets, range(len(targets))] = 0.0
-        return result
+    def shares(self, estimate: PatchEstimate) -> NDArray[np.float64]:
+        """(classes, classes): share of the images of the first that the patch sends to the second, 0 to the same.
+
+        Only images that are recognised without the patch count.
+        """
+        reached = predicted(self.exact, estimate.embed(self.tried)) if len(self.tried) else self.tried_labels
+        result = np.zeros((self.n_classes, self.n_classes))
+        np.add.at(result, (self.tried_labels, reached), 1.0)
+        np.fill_diagonal(result, 0.0)
+        return result / np.maximum(np.bincount(self.tried_labels, minlength=self.n_classes), 1)[:, None]
 
     def _smallest(self, routes: dict[int, int], success: float) -> PatchEstimate:
         used = np.isin(self.labels, list(routes))
@@ -87,14 +89,13 @@ class SharedPatch:
         return PatchEstimate(int(wanted[0]), patch.mask.numpy(), patch.pattern.numpy(), patch.norm, 0.0)
 
 
-def _routes(shares: NDArray[np.float64], least: float = LEAST_SHARE) -> list[tuple[int, int]]:
-    """Classes and columns of their targets, each target for one class, so that the most images get there."""
-    return [
-        (int(s), int(t))
-        for s, t in zip(*linear_sum_assignment(shares, maximize=True), strict=True)
-        if shares[s, t] >= least
-    ]
+def _routes(shares: NDArray[np.float64], least: float = LEAST_SHARE) -> dict[int, int]:
+    """Classes with their targets, each target for one class: the most classes, and of equally many the most images."""
+    worth = np.where(shares >= least, len(shares) + shares, 0.0)
+    pairs = zip(*linear_sum_assignment(worth, maximize=True), strict=True)
+    return {int(s): int(t) for s, t in pairs if worth[s, t] > 0}
 
 
-def _routed(shares: NDArray[np.float64]) -> float:
-    return float(sum(shares[route] for route in _routes(shares)))
+def _reach(shares: NDArray[np.float64]) -> tuple[int, float]:
+    routes = _routes(shares)
+    return len(routes), float(sum(shares[route] for route in routes.items()))

@@ -120,7 +120,13 @@ def test_a_told_target_that_hides_gets_the_patch_of_its_likeliest_source(
     monkeypatch.setattr(Searcher, "single_patches", lambda self, norms: [])
     monkeypatch.setattr(Searcher, "patches", patches)
     found = inspect(
-        classifier, victim.defence, PREPROCESS, settings=SHORT, method="neural-cleanse", targets=[1, 2], progress=False
+        classifier,
+        victim.defence,
+        PREPROCESS,
+        settings=SHORT,
+        method="neural-cleanse",
+        targets=[1, 2, 1],
+        progress=False,
     )
     assert found.suspects == (1, 2)
     assert found.findings == ()
