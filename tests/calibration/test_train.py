@@ -56,6 +56,22 @@ def test_training_depends_on_the_seed_alone(bfloat16: bool) -> None:
     assert not one.training
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_bfloat16_is_taken_where_the_processor_has_it(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: set[torch.dtype] = set()
+    forward = Small.forward
+
+    def watched(self: Small, images: Tensor) -> Tensor:
+        logits = forward(self, images)
+        kinds.add(logits.dtype)
+        return logits
+
+    monkeypatch.setattr(Small, "forward", watched)
+    monkeypatch.setattr(module, "has_bfloat16", lambda: there)
+    run(replace(RECIPE, bfloat16=True))
+    assert kinds == {torch.bfloat16 if there else torch.float32}
+
+
 def test_training_learns() -> None:
     network = run(Recipe(epochs=30, max_rate=0.2, batch=16))
     assert (predict(network, IMAGES, PREPROCESS) == LABELS).mean() > 0.9
