@@ -165,9 +165,8 @@ class Searcher:
             found = search_patches(self.fast, searches, settings=settings, bar=bar)
         result = []
         for target, classes, patch in zip(targets, sources, found, strict=True):
-            estimate = PatchEstimate(target, patch.mask.numpy(), patch.pattern.numpy(), patch.norm, 0.0, classes)
-            success = self.success(estimate, classes)
-            result.append(PatchEstimate(target, estimate.mask, estimate.pattern, estimate.norm, success, classes))
+            estimate = patch.estimate(target, classes)
+            result.append(replace(estimate, success=self.success(estimate, classes)))
         return result
 
     def additions(
@@ -219,10 +218,7 @@ class Searcher:
             total=len(pairs) * quick.steps, desc="patches per pair", unit="step", disable=not self.progress
         ) as bar:
             found = search_patches(self.fast, searches, settings=quick, bar=bar)
-        return [
-            PatchEstimate(t, patch.mask.numpy(), patch.pattern.numpy(), patch.norm, 0.0, (s,))
-            for (s, t), patch in zip(pairs, found, strict=True)
-        ]
+        return [patch.estimate(t, (s,)) for (s, t), patch in zip(pairs, found, strict=True)]
 
     def shared_patches(self, quick: list[PatchEstimate]) -> list[tuple[Finding, PatchEstimate]]:
         """Targets of one patch that sends every class to another one: at least half of the classes (and three) go there by

@@ -47,6 +47,11 @@ class Recipe:
     bfloat16: bool = False
     label_smoothing: float = 0.0
 
+    @property
+    def in_bfloat16(self) -> bool:
+        """Whether it computes in bfloat16 on this processor."""
+        return self.bfloat16 and has_bfloat16()
+
 
 def train(
     network: nn.Module,
@@ -78,7 +83,6 @@ def train(
     first = _resume(checkpoint, identity, network, optimiser, schedule)
     network.train()
     total = (recipe.epochs - first) * steps_per_epoch
-    half = recipe.bfloat16 and has_bfloat16()
     with tqdm(total=total, desc="train", unit="step", disable=not progress or total == 0) as bar:
         for epoch in range(first, recipe.epochs):
             generator = torch.Generator().manual_seed(seed * 1000 + epoch)
@@ -91,7 +95,7 @@ def train(
                     inputs = F.avg_pool2d(inputs, 2)
                 if recipe.bfloat16:
                     inputs = inputs.contiguous(memory_format=torch.channels_last)
-                with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                with torch.autocast("cpu", torch.bfloat16, enabled=recipe.in_bfloat16):
                     logits = network(inputs)
                 loss = F.cross_entropy(logits.float(), targets[positions], label_smoothing=recipe.label_smoothing)
                 optimiser.zero_grad(set_to_none=True)

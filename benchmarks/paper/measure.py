@@ -20,7 +20,7 @@ from benchmarks.paper.others import other_defences, patching
 from inflight_edge.calibration.demo import export_program, measure
 from inflight_edge.calibration.inspection import Inspection
 from inflight_edge.calibration.model import load_classifier
-from inflight_edge.calibration.threads import has_bfloat16, torch_threads
+from inflight_edge.calibration.threads import torch_threads
 from inflight_edge.calibration.train import predict
 
 __all__ = ["KEYS", "PARTS", "TABLES", "Setting", "measure_setting", "part"]
@@ -129,7 +129,7 @@ def _measure(
         "attack": setting.attack,
         "setting": setting.setting,
         "seed": setting.seed,
-        "recipe": asdict(replace(case.recipe, bfloat16=case.recipe.bfloat16 and has_bfloat16())),
+        "recipe": asdict(replace(case.recipe, bfloat16=case.recipe.in_bfloat16)),
         "commit": _commit(),
         "python": platform.python_version(),
         "measured": time.strftime("%Y-%m-%d"),

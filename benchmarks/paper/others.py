@@ -21,7 +21,6 @@ from inflight_edge.calibration.features import extract
 from inflight_edge.calibration.inspection import Inspection
 from inflight_edge.calibration.model import load_classifier
 from inflight_edge.calibration.patching import patch
-from inflight_edge.calibration.threads import has_bfloat16
 from inflight_edge.calibration.train import predict
 
 __all__ = ["other_defences", "patching"]
@@ -41,7 +40,7 @@ def other_defences(case: Experiment, program: Path, inspection: Inspection, *, p
 
 def _arithmetic(case: Experiment) -> AbstractContextManager[None]:
     """That of the training.  Without its cache: autocast would keep the weights of before a fine-tuning."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=case.recipe.bfloat16 and has_bfloat16(), cache_enabled=False)
+    return torch.autocast("cpu", torch.bfloat16, enabled=case.recipe.in_bfloat16, cache_enabled=False)
 
 
 def _other_defences(case: Experiment, program: Path, inspection: Inspection, progress: bool) -> list[dict[str, Any]]:

@@ -63,9 +63,10 @@ class SharedPatch:
             level = float(np.mean([share[route] for route in routes.items()]))
             searched = self._smallest(routes, level)
             reached = self.shares(searched)
-            grows = len(_routes(reached)) > len(routes)
-            if len(_routes(reached)) >= len(routes):
-                best, share, routes = searched, reached, _routes(reached)
+            more = _routes(reached)
+            grows = len(more) > len(routes)
+            if len(more) >= len(routes):
+                best, share, routes = searched, reached, more
         further = _routes(share, FURTHER_SHARE)
         return [replace(best, target=target, sources=(source,)) for source, target in further.items()]
 
@@ -85,8 +86,8 @@ class SharedPatch:
         wanted = torch.tensor([routes[label] for label in self.labels[used].tolist()])
         one = Search(wanted, self.images[torch.from_numpy(used)], self.seed * 7919)
         settings = replace(self.settings, success=min(success, self.settings.success))
-        patch = search_patches(self.fast, [one], settings=settings)[0]
-        return PatchEstimate(int(wanted[0]), patch.mask.numpy(), patch.pattern.numpy(), patch.norm, 0.0)
+        source, target = next(iter(routes.items()))
+        return search_patches(self.fast, [one], settings=settings)[0].estimate(target, (source,))
 
 
 def _routes(shares: NDArray[np.float64], least: float = LEAST_SHARE) -> dict[int, int]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from inflight_edge.calibration.reversal.estimates import Logits
+from inflight_edge.calibration.reversal.estimates import Logits, PatchEstimate
 from inflight_edge.errors import DataError, OptionError
 
 __all__ = ["Patch", "Search", "Settings", "search_patches"]
@@ -67,6 +67,10 @@ class Patch:
     pattern: Tensor
     norm: float
     steps: int
+
+    def estimate(self, target: int, sources: tuple[int, ...]) -> PatchEstimate:
+        """The estimate for a target, searched on images of the sources; success is not measured."""
+        return PatchEstimate(target, self.mask.numpy(), self.pattern.numpy(), self.norm, 0.0, sources)
 
 
 class _State:
