@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -83,7 +83,7 @@ def calibrate(
         agreement = _agreement(
             precision, extract(engine, pixels, preprocess)[0], extract(classifier, pixels, preprocess)[0]
         )
-        fitted = _fit(case, engine, _choose(case, engine), precision)
+        fitted = _fit(case, engine, _choose(case, _collected(case, engine)), precision)
         variants[precision] = Variant(converted, fitted.guards, fitted.self_test)
         reports[precision] = {"top1_agreement": agreement, "guards": fitted.report}
     metrics = {
@@ -138,27 +138,34 @@ class _Fitted:
     self_test: SelfTest
 
 
-def _choose(case: _Case, network: Classifier | OnnxRuntimeEngine) -> list[_Chosen]:
-    """The density of each target on the features of one network."""
-    result = []
-    for target, made in case.plans.items():
-        estimate = case.inspection.estimates[target]
-        # Densities are of all other classes, as published: a single-class trigger spills over to some of them.
-        samples = collect(
+def _collected(case: _Case, network: Classifier | OnnxRuntimeEngine) -> dict[int, Samples]:
+    """Of each target what a guard is fitted to.
+
+    All classes but the target have a density, as published: a single-class trigger spills over to some of them.
+    """
+    return {
+        target: collect(
             network,
             case.pixels,
             case.data.labels,
-            estimate,
+            case.inspection.estimates[target],
             made,
             case.preprocess,
             seed=case.seed,
             progress=case.progress,
         )
-        choice = select(
-            samples.features, samples.labels, target, images=samples.images, seed=case.seed, progress=case.progress
+        for target, made in case.plans.items()
+    }
+
+
+def _choose(case: _Case, samples: dict[int, Samples]) -> list[_Chosen]:
+    """The density of each target."""
+    return [
+        _Chosen(
+            target, s, select(s.features, s.labels, target, images=s.images, seed=case.seed, progress=case.progress)
         )
-        result.append(_Chosen(target, samples, choice))
-    return result
+        for target, s in samples.items()
+    ]
 
 
 def _best_layers(case: _Case, classifier: Classifier) -> tuple[Classifier, list[_Chosen], list[dict[str, Any]]]:
@@ -166,11 +173,18 @@ def _best_layers(case: _Case, classifier: Classifier) -> tuple[Classifier, list[
     best: tuple[tuple[float, float], Classifier, list[_Chosen]] | None = None
     records: list[dict[str, Any]] = []
     failures: list[DataError] = []
+    samples = _collected(case, classifier.together or classifier)
+    first = 0
     for network in (classifier, *classifier.alternatives):
+        columns = slice(first, first + network.n_features)
+        first = columns.stop
         record: dict[str, Any] = {"feature_layer": network.feature_layer, "n_features": network.n_features}
         records.append(record)
+        own = {
+            target: replace(s, features=np.ascontiguousarray(s.features[:, columns])) for target, s in samples.items()
+        }
         try:
-            choices = _choose(case, network)
+            choices = _choose(case, own)
         except DataError as error:  # a dead unit of one layer leaves the others
             record["error"] = str(error)
             failures.append(error)

@@ -44,8 +44,14 @@ _PASS_THROUGH = {
     )
 }  # fmt: skip
 _PASS_THROUGH |= {operator.getitem}
+# What the values of a feature map come from before its activation.
+_MAPS = _CONVOLUTION | {
+    getattr(_aten, name).default for name in ("batch_norm", "_native_batch_norm_legit_no_training", "cat")
+}
+_MAPS |= {_aten.add.Tensor, _aten.add_.Tensor}
 PENULTIMATE = "penultimate"
 MAX_JOINED_FEATURES = 2048
+MAX_MAPS = 3
 REMEDY = "export the model with torch.export.export(model.eval(), (images,)) and torch.export.save"
 
 
@@ -120,20 +126,22 @@ def _input_dependent(graph: fx.Graph) -> set[fx.Node]:
 def feature_choices(graph: fx.Graph, logits: fx.Node, wanted: str | None) -> list[list[fx.Node]]:
     """The nodes whose values, joined, can be the features: those named in ``wanted`` alone, else the choices there are.
 
-    Unless named: the head's hidden layers joined, the last of them, the input of the last layer, without repetition.
+    Unless named: the head's hidden layers joined, the last of them, the input of the last layer, the last feature map of
+    each of the smallest image sizes, without repetition.
     """
     relevant, dynamic = _ancestors(logits), _input_dependent(graph)
     candidates = [node for node in graph.nodes if node in relevant and node in dynamic and node is not logits]
     candidates = [node for node in candidates if isinstance(node.meta.get("val"), Tensor)]
     if wanted is not None and wanted != PENULTIMATE:
         return [[_named(candidates, name) for name in wanted.split("+")]]
-    for node in reversed([*candidates, logits]):
+    nodes = [*candidates, logits]
+    for i, node in reversed(list(enumerate(nodes))):
         if node.target in _LINEAR or node.target in _CONVOLUTION:
             penultimate = _dynamic_input(node, dynamic)
             if wanted == PENULTIMATE:
                 return [[penultimate]]
             hidden = _hidden_layers(penultimate, dynamic)
-            choices = [hidden, hidden[:1], [penultimate]]
+            choices = [hidden, hidden[:1], [penultimate], *([node] for node in _feature_maps(nodes[:i]))]
             return [choice for i, choice in enumerate(choices) if choice not in choices[:i]]
     raise ModelError("feature layer: the model has no linear layer to take the input of; name one with --feature-layer")
 
@@ -170,6 +178,23 @@ def _hidden_layers(penultimate: fx.Node, dynamic: set[fx.Node]) -> list[fx.Node]
         layers.append(node)
         node = _dynamic_input(node, dynamic)
     return layers or [penultimate]
+
+
+def _feature_maps(candidates: list[fx.Node]) -> list[fx.Node]:
+    """The last map of each of the smallest image sizes, before its activation, the deepest first.
+
+    Under a trigger the head's layers hold little but the target; the maps before it still show the source, above all
+    where there are few clean images: measured in README.
+    """
+    last: dict[str, fx.Node] = {}
+    for node in candidates:
+        channels, *size = node.meta["val"].shape[1:] if node.meta["val"].ndim == 4 else (0, 1, 1)
+        if str(size) == "[1, 1]" or channels > MAX_JOINED_FEATURES:
+            continue
+        made_by = node.all_input_nodes[0] if node.target is operator.getitem else node
+        if made_by.target in _MAPS:
+            last[str(size)] = node
+    return list(last.values())[: -1 - MAX_MAPS : -1]
 
 
 def _modules_of(node: fx.Node) -> list[str]:

@@ -41,6 +41,7 @@ class Classifier:
     feature_layer  name of the graph node whose value the features are; several joined by ``+``.
     fixed_batch    batch size the graph is bound to, None when any N works.
     alternatives   the same classifier with other feature layers to choose from; none where a layer was asked for.
+    together       where there are alternatives: the classifier whose features are its own, then those of each of them.
     """
 
     graph: fx.GraphModule
@@ -50,6 +51,7 @@ class Classifier:
     feature_layer: str
     fixed_batch: int | None
     alternatives: tuple[Classifier, ...] = ()
+    together: Classifier | None = None
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (N, classes) and features (N, D) of normalised images (N, channels, height, width), any N >= 1."""
@@ -131,7 +133,8 @@ def classifier_from_program(
     image_shape    (channels, height, width) of the data, used where the program leaves a size open.
     feature_layer  name of a graph node or of a module, several joined by ``+``; ``penultimate`` is the input of the last
                    linear layer; None takes the hidden fully connected layers before it (before their activation), or
-                   that input where there are none, and offers the last of these layers and that input as alternatives.
+                   that input where there are none, and offers the last of these layers, that input, and the channel means
+                   of the last feature map of the three smallest image sizes as alternatives.
     Raises ModelError when the program is not an image classifier.
     """
     module = program.module(check_guards=False)
@@ -163,15 +166,20 @@ def classifier_from_program(
     def classifier(layers: list[fx.Node]) -> Classifier:
         graph = rebuilt(layers, batch if fixed is None else None)
         name = "+".join(node.name for node in layers)
-        n_classes, n_features = _widths(graph, torch.zeros(batch or 2, *shape), name)
+        n_classes, n_features = _widths(graph, torch.zeros(batch or 2, *shape))
         return Classifier(graph, shape, n_classes, n_features, name, fixed)
 
-    result = replace(classifier(choices[0]), alternatives=tuple(classifier(layers) for layers in choices[1:]))
+    result, *others = (classifier(layers) for layers in choices)
+    for network in (result, *others):
+        _refuse_too_many(network)
+    if others:
+        together = classifier([node for layers in choices for node in layers])
+        result = replace(result, alternatives=tuple(others), together=together)
     _refuse_changing_answers(result)
     return result
 
 
-def _widths(graph: fx.GraphModule, images: Tensor, layer: str) -> tuple[int, int]:
+def _widths(graph: fx.GraphModule, images: Tensor) -> tuple[int, int]:
     """Classes and features that a graph gives for images.  Raises ModelError when they are not those of a classifier."""
     with torch.no_grad():
         try:
@@ -185,12 +193,16 @@ def _widths(graph: fx.GraphModule, images: Tensor, layer: str) -> tuple[int, int
         raise ModelError(f"model: expected logits of shape (batch, classes), got {tuple(logits.shape)}")
     if not logits.is_floating_point():
         raise ModelError(f"model: expected floating-point logits, got {logits.dtype}")
-    if features.shape[1] > MAX_FEATURES:
-        raise ModelError(
-            f"feature layer: expected at most {MAX_FEATURES} features, got {features.shape[1]} from {layer}; "
-            "name a smaller layer with --feature-layer"
-        )
     return int(logits.shape[1]), int(features.shape[1])
+
+
+def _refuse_too_many(classifier: Classifier) -> None:
+    """Raise ModelError when there are more features than a guard takes."""
+    if classifier.n_features > MAX_FEATURES:
+        raise ModelError(
+            f"feature layer: expected at most {MAX_FEATURES} features, got {classifier.n_features} from "
+            f"{classifier.feature_layer}; name a smaller layer with --feature-layer"
+        )
 
 
 def _refuse_changing_answers(classifier: Classifier) -> None:

@@ -1,7 +1,7 @@
 """The classifier in float16 or int8: the precision is written into its ONNX file, for every engine to read.
 
-Only the backbone changes, from the image to the last layers before the features.  Averages over the image, features and
-logits stay float32: what the guards see is not rounded again.
+Only the backbone changes, from the image to the last layers before the features and the logits.  What makes features of
+it stays float32, and so do the logits: what the guards see is not rounded again.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from inflight_edge.errors import ModelError
 __all__ = ["backbone", "to_fp16", "to_int8"]
 
 FloatArray = NDArray[np.float32]
+_OUTPUTS = ("features", "logits")
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _AVERAGES = ("AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum")
 # Inputs that must stay float32, whatever the node computes in.
@@ -35,10 +36,10 @@ _LARGEST = 32752.0
 
 
 def backbone(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """Nodes from the image to the last layers before the features, in the graph's order.
+    """Nodes from the image to the last layers before the features and the logits, in the graph's order.
 
-    Going back from the features, float32 begins with the first average, layer with weights or sum of branches on each
-    path, and holds for all that follows it.  Raises ModelError when nothing with weights remains.
+    Going back from either, float32 begins with the first average, layer with weights or sum of branches on each path, and
+    holds for all that follows it.  Raises ModelError when nothing with weights remains.
     """
     nodes = list(model.graph.node)
     made_by = {name: node for node in nodes for name in node.output}
@@ -48,7 +49,7 @@ def backbone(model: onnx.ModelProto) -> list[onnx.NodeProto]:
             raise ModelError(f"model: expected a graph without control flow, got {node.op_type}; keep fp32")
         for name in node.input:
             used_by[name].append(node)
-    starts, pending = [], ["features"]
+    starts, pending = [], list(_OUTPUTS)
     while pending:
         node = made_by.get(pending.pop())
         if node is None:
@@ -59,7 +60,7 @@ def backbone(model: onnx.ModelProto) -> list[onnx.NodeProto]:
         else:
             pending.extend(sources)
     tail = _reachable(starts, lambda node: [user for name in node.output for user in used_by[name]])
-    ends = [made_by["features"]] if "features" in made_by else []
+    ends = [made_by[name] for name in _OUTPUTS if name in made_by]
     needed = _reachable(ends, lambda node: [made_by[name] for name in node.input if name in made_by])
     result = [node for node in nodes if id(node) in needed and id(node) not in tail]
     if not any(node.op_type in _LAYERS for node in result):

@@ -12,7 +12,6 @@ from inflight_edge.calibration.features import extract
 from inflight_edge.calibration.model import Classifier
 from inflight_edge.calibration.reversal.estimates import Estimate, moved
 from inflight_edge.engines.onnxruntime import OnnxRuntimeEngine
-from inflight_edge.errors import DataError
 from inflight_edge.preprocess import Preprocess
 
 __all__ = ["Plan", "Samples", "View", "collect", "judged", "plan", "recognised", "spread"]
@@ -115,8 +114,7 @@ def collect(
 ) -> Samples:
     """Samples of every image in every view; those of the other classes have the pattern at a place drawn by the seed.
 
-    pixels, labels  (N, channels, H, W) in 0..255, and their true classes.     Raises DataError for features that are not
-    finite.
+    pixels, labels  (N, channels, H, W) in 0..255, and their true classes.
     """
     target = estimate.target
     rng = np.random.default_rng(seed)
@@ -130,8 +128,6 @@ def collect(
             rows = np.flatnonzero((labels != target) & (drawn == number))
             shown[rows] = pattern.embed(shown[rows])
         logits, found = extract(network, shown, preprocess, progress=progress)
-        if not np.isfinite(found).all():
-            raise DataError("the model's features are not finite; check --scale, --mean and --std")
         predicted = logits.argmax(1)
         if as_it_is is None:
             fitted = as_it_is = judged(predicted, labels, target)

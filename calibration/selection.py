@@ -130,8 +130,10 @@ def select(
     The folds run where joblib is told to, one after another unless told: joblib.parallel_config(backend="dask") spreads
     them over a cluster.  The numbers do not depend on it.
     First the lowest verdict error, where all up to ENOUGH are alike; then the lowest source error.
-    Raises DataError when a class has too few images.
+    Raises DataError when a class has too few images, and for features that are not finite.
     """
+    if not np.isfinite(features).all():
+        raise DataError("the model's features are not finite; check --scale, --mean and --std")
     features64 = np.asarray(features, np.float64)
     classes = np.unique(labels)
     images = np.arange(len(labels)) if images is None else images

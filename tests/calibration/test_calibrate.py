@@ -152,17 +152,29 @@ def test_images_of_other_sizes_are_fitted(classifier: Classifier, inspection: In
     assert calibrate(classifier, data, inspection, progress=False).metrics["accuracy"] > 0.9
 
 
+def offering(first: Classifier, *others: Classifier) -> Classifier:
+    """The first one, with the others' features to choose from."""
+    networks = tuple(replace(network, alternatives=(), together=None) for network in (first, *others))
+
+    def graph(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        outputs = [network(images) for network in networks]
+        return outputs[0][0], torch.cat([features for _, features in outputs], 1)
+
+    n_features = sum(network.n_features for network in networks)
+    together = replace(networks[0], graph=graph, n_features=n_features)  # type: ignore[arg-type]
+    return replace(networks[0], alternatives=networks[1:], together=together)
+
+
 def test_the_feature_layer_with_the_lowest_held_out_errors_is_taken(
     classifier: Classifier, inspection: Inspection, victim: Poisoned, bundle: Bundle
 ) -> None:
     tried = {entry["feature_layer"]: entry for entry in bundle.metrics["feature_layers"]}
-    assert list(tried) == ["linear", "relu_2"]
+    assert list(tried) == ["linear", "relu_2", "conv2d_1", "conv2d"]
     errors = {name: (entry["verdict_error"], entry["source_error"]) for name, entry in tried.items()}
     assert errors["linear"] < errors["relu_2"]
     assert bundle.feature_layer == "linear"
-    (other,) = classifier.alternatives
-    swapped = replace(other, alternatives=(replace(classifier, alternatives=()),))
-    made = calibrate(swapped, victim.defence, inspection, progress=False)
+    other = classifier.alternatives[0]
+    made = calibrate(offering(other, classifier), victim.defence, inspection, progress=False)
     assert [entry["feature_layer"] for entry in made.metrics["feature_layers"]] == ["relu_2", "linear"]
     assert_same(replace(made, metrics=bundle.metrics), bundle)
 
@@ -170,8 +182,8 @@ def test_the_feature_layer_with_the_lowest_held_out_errors_is_taken(
 def test_of_layers_with_equal_errors_the_default_is_taken(
     classifier: Classifier, inspection: Inspection, victim: Poisoned
 ) -> None:
-    first, second = (replace(classifier, feature_layer=name, alternatives=()) for name in ("first", "second"))
-    made = calibrate(replace(first, alternatives=(second,)), victim.defence, inspection, progress=False)
+    first, second = (replace(classifier, feature_layer=name) for name in ("first", "second"))
+    made = calibrate(offering(first, second), victim.defence, inspection, progress=False)
     assert made.feature_layer == "first"
 
 
@@ -189,14 +201,12 @@ class Infinite:
 def test_a_layer_that_cannot_be_fitted_leaves_the_others(
     classifier: Classifier, inspection: Inspection, victim: Poisoned, bundle: Bundle
 ) -> None:
-    dead = replace(classifier, graph=Infinite(classifier), feature_layer="dead", alternatives=())  # type: ignore[arg-type]
-    made = calibrate(
-        replace(dead, alternatives=(replace(classifier, alternatives=()),)), victim.defence, inspection, progress=False
-    )
+    dead = replace(classifier, graph=Infinite(classifier), feature_layer="dead")  # type: ignore[arg-type]
+    made = calibrate(offering(dead, classifier), victim.defence, inspection, progress=False)
     assert_same(replace(made, metrics=bundle.metrics), bundle)
     assert "features are not finite" in made.metrics["feature_layers"][0]["error"]
     with pytest.raises(DataError, match="features are not finite"):
-        calibrate(dead, victim.defence, inspection, progress=False)
+        calibrate(offering(dead), victim.defence, inspection, progress=False)
 
 
 def test_what_the_guard_was_fitted_to_is_kept(bundle: Bundle, victim: Poisoned) -> None:

@@ -192,22 +192,49 @@ def test_named_feature_layer(name: str, layer: str, parts: list[tuple[str, str]]
 
 
 ALTERNATIVES = {
-    "lenet": [[("hidden2", "out")], [("out", "in")]],
+    "lenet": [[("hidden2", "out")], [("out", "in")], [("body.5", "out")], [("body.1", "out")]],
+    "vit": [[("patches", "out")]],
+    "squeeze": [[("body.2", "out")], [("body.0", "out")]],
+    "residual": [[("sum", "out")]],
     "flat": [[("out", "in")]],
-    "residual": [],
 }
 
 
+@pytest.mark.parametrize("decompose", [False, True])
 @pytest.mark.parametrize("name", ALTERNATIVES)
-def test_other_feature_layers_are_offered_unless_one_is_asked_for(name: str) -> None:
-    classifier = classifier_from_program(program(name, None), image_shape=image_shape(name))
+def test_other_feature_layers_are_offered_unless_one_is_asked_for(name: str, decompose: bool) -> None:
+    classifier = classifier_from_program(program(name, None, decompose), image_shape=image_shape(name))
     for other, parts in zip(classifier.alternatives, ALTERNATIVES[name], strict=True):
         check(other, name, parts)
-        assert other.alternatives == ()
+        assert (other.alternatives, other.together) == ((), None)
+    assert classifier.together is not None
+    check(classifier.together, name, [*FEATURES[name], *(part for parts in ALTERNATIVES[name] for part in parts)])
     named = classifier_from_program(
-        program(name, None), image_shape=image_shape(name), feature_layer=classifier.feature_layer
+        program(name, None, decompose), image_shape=image_shape(name), feature_layer=classifier.feature_layer
     )
-    assert named.alternatives == ()
+    assert (named.alternatives, named.together) == ((), None)
+
+
+class Narrowing(nn.Module):
+    """Maps of five sizes, the first with more channels than are offered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Conv2d(2, module.MAX_JOINED_FEATURES + 1, 1)
+        self.body = nn.ModuleList(nn.Conv2d(2, 2, 3, 1) for _ in range(5))
+        self.gate, self.out = nn.Conv2d(2, 2, 1), nn.Linear(2, N_CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        values = images + self.wide(images).mean(1, keepdim=True)
+        for layer in self.body:
+            values = torch.relu(layer(values))
+        return self.out((values * self.gate(values.mean((2, 3), keepdim=True))).mean((2, 3)))
+
+
+def test_maps_of_the_smallest_images_are_offered() -> None:
+    classifier = classifier_from_program(export(Narrowing().eval(), ZEROS), image_shape=IMAGE_SHAPE)
+    layers = [other.feature_layer for other in classifier.alternatives]
+    assert layers == ["conv2d_5", "conv2d_4", "conv2d_3"]  # not those of the gate, which are no images
 
 
 class Head(nn.Module):

@@ -11,7 +11,7 @@ import onnx
 import poisoned
 import pytest
 from bundles import tiny_model
-from networks_for_tests import Residual, export, shaken
+from networks_for_tests import LeNetBN, Residual, export, shaken
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import zeros
@@ -55,6 +55,19 @@ def test_backbone_ends_before_the_layers_of_the_features() -> None:
     assert [node.op_type for node in chosen if node.op_type in ("Conv", "Gemm")] == ["Conv", "Conv"]
     assert "ReduceMean" not in {node.op_type for node in backbone(onnx.load_from_string(residual()))}
     assert [node.op_type for node in backbone(onnx.load_from_string(residual()))].count("Conv") == 2
+
+
+def test_layers_after_a_map_that_gives_the_features_are_converted_too() -> None:
+    program = export(shaken(LeNetBN()), zeros(2, 2, 16, 16), free={0: "batch"})
+    data = export_onnx(classifier_from_program(program, image_shape=(2, 16, 16), feature_layer="body.1"))
+    nodes = backbone(onnx.load_from_string(data))
+    assert [node.op_type for node in nodes if node.op_type in ("Conv", "Gemm")] == ["Conv", "Conv", "Gemm", "Gemm"]
+    assert "ReduceMean" not in {node.op_type for node in nodes}
+    images = np.random.default_rng(0).random((5, 2, 16, 16), np.float32)
+    engine = OnnxRuntimeEngine(data)
+    for convert in (to_fp16, to_int8):
+        for got, expected in zip(OnnxRuntimeEngine(convert(data, images)).run(images), engine.run(images), strict=True):
+            assert 0 < np.abs(got - expected).max() < 0.1 * (1 + np.abs(expected).max())
 
 
 def test_half_precision_is_in_the_backbone_and_nowhere_else() -> None:

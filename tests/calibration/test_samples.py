@@ -14,7 +14,6 @@ from inflight_edge import Preprocess
 from inflight_edge.calibration.model import Classifier
 from inflight_edge.calibration.reversal.estimates import AdditionEstimate, Estimate, PatchEstimate, moved
 from inflight_edge.calibration.samples import MAX_SAMPLES, Plan, View, collect, judged, plan, recognised, spread
-from inflight_edge.errors import DataError
 
 SIZE, TARGET = 16, 2
 PREPROCESS = Preprocess((1, SIZE, SIZE), 1.0)
@@ -134,13 +133,6 @@ def test_one_place_and_no_view_is_the_plain_pattern() -> None:
     np.testing.assert_array_equal(samples.features, expected[:, 0].sum(2))
     np.testing.assert_array_equal(samples.images, np.arange(len(labels)))
     assert pixels.max() < 255  # the images themselves are left alone
-
-
-def test_features_that_are_not_finite() -> None:
-    pixels, labels = data()
-    pixels[0, 0, 0, 0] = np.inf
-    with pytest.raises(DataError, match="features are not finite; check --scale"):
-        collect(CLASSIFIER, pixels, labels, pixel(), Plan(((0, 0),), (), 1.0), PREPROCESS)
 
 
 def test_what_leaves_the_image_is_gone() -> None:

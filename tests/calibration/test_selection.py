@@ -247,6 +247,13 @@ def test_default_candidates_are_tried_with_a_progress_bar(capsys: pytest.Capture
     assert capsys.readouterr().err == ""
 
 
+def test_features_that_are_not_finite() -> None:
+    features, labels = blobs(n_per_class=3, distance=4.0)
+    features[4, 1] = np.inf
+    with pytest.raises(DataError, match="features are not finite; check --scale"):
+        select(features, labels, 1, options=THREE, progress=False)
+
+
 def test_small_classes_lower_the_number_of_folds() -> None:
     features, labels = blobs(n_per_class=3, distance=4.0)
     choice = select(features, labels, 1, options=THREE, progress=False)
