@@ -16,8 +16,9 @@ SECONDS ?= 60
 demo: $(VENV)/installed
 	$(BIN)/inflight-edge demo $(DEMO_ARGUMENTS)
 
+# A file's tests in one process; more processes than eight would mostly import torch.
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 # The tests that `make test` leaves out because they take minutes.
 test-slow: $(VENV)/installed-dev

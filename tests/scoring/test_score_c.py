@@ -34,8 +34,17 @@ def build_library(folder: Path, cflags: str, name: str = "libinflight.a") -> Pat
     return folder / name
 
 
-def compile_main(folder: Path, *flags: str, source: str = "score_main.c") -> Path:
-    library = build_library(folder, " ".join(("-Werror", *flags)))
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As it is shipped, but with every warning an error and without calls into the stack protector."""
+    return build_library(tmp_path_factory.mktemp("library"), "-O3 -Werror -fno-stack-protector")
+
+
+def compile_sanitised(folder: Path, *flags: str, source: str = "score_main.c") -> Path:
+    return compile_main(folder, build_library(folder, " ".join(("-Werror", *flags))), *flags, source=source)
+
+
+def compile_main(folder: Path, library: Path, *flags: str, source: str = "score_main.c") -> Path:
     x86 = ["-DIFE_X86"] if platform.machine() == "x86_64" else []
     run(
         "gcc",
@@ -73,11 +82,11 @@ def sanitised_runner(folder: Path, flags: str) -> list[str]:
 
 
 @needs_gcc
-@pytest.mark.parametrize("optimisation", ["-O1", pytest.param("-O3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("optimisation", ["-O0", *(pytest.param(o, marks=pytest.mark.slow) for o in ("-O1", "-O3"))])
 def test_sanitisers_find_nothing(tmp_path: Path, optimisation: str) -> None:
     sanitisers = "-fsanitize=address,undefined,float-cast-overflow"
     sanitised_runner(tmp_path, sanitisers)
-    main = compile_main(tmp_path, optimisation, "-g", sanitisers, "-fno-sanitize-recover=all")
+    main = compile_sanitised(tmp_path, optimisation, "-g", sanitisers, "-fno-sanitize-recover=all")
     # LeakSanitizer cannot run under a tracer, as containers and debuggers may be.
     assert run("env", "ASAN_OPTIONS=detect_leaks=0", main) == ""
 
@@ -86,23 +95,22 @@ def test_sanitisers_find_nothing(tmp_path: Path, optimisation: str) -> None:
 def test_threads_share_a_guard_without_a_race(tmp_path: Path) -> None:
     """ThreadSanitizer, on every instruction set of this machine."""
     runner = sanitised_runner(tmp_path, "-fsanitize=thread")
-    main = compile_main(tmp_path, "-O1", "-g", "-fsanitize=thread", "-pthread", source="score_threads.c")
+    main = compile_sanitised(tmp_path, "-O0", "-g", "-fsanitize=thread", "-pthread", source="score_threads.c")
     assert run(*runner, main) == ""
 
 
 @needs_gcc
-def test_score_does_not_allocate(tmp_path: Path) -> None:
+def test_score_does_not_allocate(tmp_path: Path, library: Path) -> None:
     wrapped = ["-Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=aligned_alloc", "-DCOUNT_ALLOCATIONS"]
-    assert run(compile_main(tmp_path, "-O3", *wrapped)) == ""
+    assert run(compile_main(tmp_path, library, "-O3", *wrapped)) == ""
 
 
 @needs_gcc
-def test_scorer_needs_arithmetic_only(tmp_path: Path) -> None:
+def test_scorer_needs_arithmetic_only(library: Path) -> None:
     """No heap, lock, file or process function among what the kernels leave to the linker."""
     if shutil.which("nm") is None:
         pytest.skip("needs nm to list symbols")
-    build_library(tmp_path, "-O3 -fno-stack-protector")
-    kernels = sorted(tmp_path.glob("score_*.o"))
+    kernels = sorted(library.parent.glob("score_*.o"))
     assert len(kernels) >= 2
     for path in kernels:
         listing = run("nm", "-u", path).split()
@@ -116,7 +124,7 @@ def test_no_warning_from_strict_conversions(tmp_path: Path) -> None:
 
 
 @needs_gcc
-def test_library_is_usable_from_cpp(tmp_path: Path) -> None:
+def test_library_is_usable_from_cpp(tmp_path: Path, library: Path) -> None:
     if shutil.which("g++") is None:
         pytest.skip("needs g++ to compile the header as C++")
     source = tmp_path / "user.cpp"
@@ -127,7 +135,6 @@ def test_library_is_usable_from_cpp(tmp_path: Path) -> None:
         "    return ife_scorer_create(nullptr, nullptr, 0, nullptr, &scorer) == IFE_INVALID ? 0 : 1;\n"
         "}\n"
     )
-    library = build_library(tmp_path, "-O2")
     run("g++", "-Wall", "-Werror", f"-I{CSRC}", source, library, "-o", tmp_path / "user", "-lm")
     run(tmp_path / "user")
 
@@ -143,9 +150,8 @@ def test_limits_are_the_same_in_c_and_python() -> None:
 @needs_gcc
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc/self/statm to see memory grow")
 @pytest.mark.parametrize("n_frames", [20_000, pytest.param(10_000_000, marks=pytest.mark.slow)])
-def test_memory_does_not_grow(tmp_path: Path, n_frames: int) -> None:
+def test_memory_does_not_grow(tmp_path: Path, library: Path, n_frames: int) -> None:
     """Judged and scored, each frame under a guard of each kind; one page more is a failure."""
-    library = build_library(tmp_path, "-O3")
     main = tmp_path / "endurance"
     run("gcc", "-std=c11", "-O2", *WARNINGS[1:3], f"-I{CSRC}", HERE / "endurance_main.c", library, "-o", main, "-lm")
     assert run(main, str(n_frames), timeout=900.0).count(" grown 0 pages, 0 wrong") == 3

@@ -91,6 +91,8 @@ def test_random_shapes(backend: str, kind: Kind) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n_features", SIZES)
 def test_sizes_beside_vector_widths(rng: np.random.Generator, backend: str, kind: Kind, n_features: int) -> None:
+    if backend == "triton" and kind != "diagonal":
+        n_features = min(n_features, 257)  # interpreted, 1280 take 10 s and show nothing that 257 do not
     guard = random_guard(rng, kind, 3, [1, 2, 1], n_features)
     frames = frames_of_all_kinds(rng, guard)
     assert_accurate(guard, frames[: few(backend, n_features)], backend)
