@@ -30,7 +30,12 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.sta
 def run(*command: str | Path, cwd: Path, expect: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
     """A command's result, outside the source tree's import path; its exit code is asserted."""
     result = subprocess.run(
-        list(map(str, command)), cwd=cwd, env={**ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=300
+        list(map(str, command)),
+        cwd=cwd,
+        env={**ENVIRONMENT, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert result.returncode == expect, f"{command}: exit {result.returncode}\n{result.stdout}\n{result.stderr}"
     return result
