@@ -7,7 +7,7 @@ import torch
 
 from inflight_edge.calibration import threads
 from inflight_edge.calibration.model import Classifier
-from inflight_edge.calibration.threads import one_thread_if_small, torch_threads
+from inflight_edge.calibration.threads import has_bfloat16, one_thread_if_small, torch_threads
 
 
 @pytest.fixture(autouse=True)
@@ -38,3 +38,20 @@ def test_only_small_classifiers_get_one_thread(classifier: Classifier, monkeypat
         monkeypatch.setattr(threads, "SMALL_BATCH_FLOPS", limit)
         with one_thread_if_small(classifier):
             assert torch.get_num_threads() == inside
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"architecture": "x86_64", "avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, False),
+        ({"architecture": "x86_64", "avx512_f": True, "avx512_bf16": True, "amx_bf16": False}, True),
+        ({"architecture": "aarch64", "neon": True, "bf16": True}, True),
+        ({"architecture": "aarch64", "neon": True}, False),
+    ],
+)
+def test_bfloat16_is_what_the_processor_computes_in(
+    capabilities: dict[str, object], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(has_bfloat16(), bool)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert has_bfloat16() is expected
