@@ -108,8 +108,9 @@ def perturbation_p_values(norms: Floats) -> Floats:
         location = null.min() - 0.1 * null.std() - 1e-12
         shape, _, scale = gamma.fit(null, floc=location)
         largest = np.nanmax(inverse[:, c])
-        # 1 - (1 - q)^n without the cancellation for small q.
-        result[c] = -np.expm1((n_classes - 1) * np.log1p(-gamma.sf(largest, shape, location, scale)))
+        # 1 - (1 - q)^n without the cancellation for small q; of q = 1, a class out of reach, it is 1.
+        with np.errstate(divide="ignore"):
+            result[c] = -np.expm1((n_classes - 1) * np.log1p(-gamma.sf(largest, shape, location, scale)))
     return result
 
 

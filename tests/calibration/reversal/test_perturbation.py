@@ -84,6 +84,13 @@ def test_one_small_addition_has_a_small_p_value() -> None:
     assert np.delete(p_values, 7).min() > 0.005
 
 
+def test_a_class_out_of_reach_has_the_p_value_one() -> None:
+    norms = clean_norms(0)
+    norms[:, 3] = 1e6
+    norms[norms < 1e6] = 1.0 + np.arange(np.count_nonzero(norms < 1e6)) * 1e-6
+    assert perturbation_p_values(norms)[3] == 1.0
+
+
 def test_p_values_of_exchangeable_norms_are_seldom_small() -> None:
     smallest = [perturbation_p_values(clean_norms(seed)).min() for seed in range(40)]
     assert np.mean(np.array(smallest) < 0.005) <= 0.15
