@@ -8,7 +8,6 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from datetime import datetime
 
 import pytest
@@ -17,14 +16,6 @@ from inflight_edge import counters, logs
 from inflight_edge.counters import Trouble
 
 LOGGER = logging.getLogger("inflight_edge")
-
-
-@pytest.fixture(autouse=True)
-def _restored() -> Iterator[None]:
-    before = LOGGER.handlers[:], LOGGER.level, LOGGER.propagate
-    yield
-    LOGGER.handlers[:], LOGGER.propagate = before[0], before[2]
-    LOGGER.setLevel(before[1])
 
 
 def test_json_has_the_fields_of_extra_and_the_exception(monkeypatch: pytest.MonkeyPatch) -> None:
