@@ -11,6 +11,9 @@ SOURCES := setup.py pyproject.toml constraints.txt $(PYX) $(wildcard csrc/*.c cs
 
 SECONDS ?= 60
 
+# The environments are made by pip, one at a time.
+.NOTPARALLEL:
+
 .PHONY: demo test test-slow test-gpu test-arm test-triton fuzz check lint format bench install-c clean
 
 demo: $(VENV)/installed
@@ -73,14 +76,18 @@ $(VENV)/installed: $(SOURCES)
 	$(PIP) -c constraints.txt -e '.[calibration]'
 	touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed
+# Not after the other: that would build the extensions twice.
+$(VENV)/installed-dev: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -c constraints.txt torch
 	$(PIP) -c constraints.txt -e '.[calibration,dev]'
-	touch $@
+	touch $(VENV)/installed $@
 
 $(TRITON)/installed: $(SOURCES) $(wildcard inflight_edge/*.py inflight_edge/*/*.py)
 	test -x $(TRITON)/bin/python || $(PYTHON) -m venv $(TRITON)
-	$(TRITON)/bin/python -m pip --disable-pip-version-check install --quiet nvidia-pytriton==0.7.0 onnxruntime .
-	$(TRITON)/bin/python -m pip --disable-pip-version-check install --quiet --force-reinstall --no-deps .
+	$(TRITON)/bin/python -m pip --disable-pip-version-check install --quiet nvidia-pytriton==0.7.0 onnxruntime safetensors
+	INFLIGHT_EDGE_CUDA=0 $(TRITON)/bin/python -m pip --disable-pip-version-check install --quiet \
+		--force-reinstall --no-deps .
 	touch $@
 
 clean:
