@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.nn import functional as F
 
 from inflight_edge.calibration.features import extract
 from inflight_edge.calibration.model import Classifier
@@ -18,21 +20,42 @@ __all__ = ["Plan", "Samples", "View", "collect", "judged", "plan", "recognised",
 
 # A place counts where the moved pattern still sends so many images to the target; a view, where the accuracy stays.
 LEAST_SUCCESS, MOST_LOSS = 0.8, 0.03
+# With fewer images of a class than this they are turned and scaled too, by so many degrees and such a share.
+FEW_IMAGES, ANGLE, SHARE = 20, 10.0, 0.1
 MAX_SAMPLES = 100_000
 SMALLEST_SIDE = 8
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Another look of the same image: mirrored left to right, or moved (down, right) by pixels, edges repeated."""
+    """Another look of the same image, edges repeated.
+
+    mirrored  left to right.                 step   (down, right) in pixels.
+    angle     anticlockwise in degrees.      scale  above 1: larger.
+    """
 
     mirrored: bool = False
     step: tuple[int, int] = (0, 0)
+    angle: float = 0.0
+    scale: float = 1.0
 
     def __call__(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Images (N, channels, H, W) in this view, a copy."""
-        turned = pixels[..., ::-1] if self.mirrored else pixels
-        return np.array(moved(turned, self.step, mode="edge"))
+        """Images (N, channels, H, W) in 0..255 in this view, a copy, rounded to 8-bit values where pixels are mixed."""
+        shown = np.array(moved(pixels[..., ::-1] if self.mirrored else pixels, self.step, mode="edge"))
+        if self.angle == 0 and self.scale == 1:
+            return shown
+        height, width = shown.shape[-2:]
+        cosine, sine = (f(np.radians(self.angle)) / self.scale for f in (np.cos, np.sin))
+        # Where a pixel comes from, both sides from -1 to 1.
+        matrix = torch.tensor([[[cosine, -sine * height / width, 0.0], [sine * width / height, cosine, 0.0]]])
+        places = F.affine_grid(matrix.float(), [1, 1, height, width], align_corners=False).expand(
+            len(shown), -1, -1, -1
+        )
+        return (
+            F.grid_sample(torch.from_numpy(shown), places, mode="bilinear", padding_mode="border", align_corners=False)
+            .round_()
+            .numpy()
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +74,7 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for the bundle's metrics."""
-        views = [{"mirrored": view.mirrored, "step": list(view.step)} for view in self.views]
-        return {"places": [list(place) for place in self.places], "views": views}
+        return {"places": [list(place) for place in self.places], "views": [asdict(view) for view in self.views]}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,6 +100,9 @@ def recognised(
     least = _share(classifier, images, expected, preprocess) - MOST_LOSS
     steps = _steps(pixels, 16, diagonal=False)
     offered = [View(mirrored=True), *(View(step=step) for step in steps)] if steps else []
+    if steps and np.unique(labels, return_counts=True)[1].min() < FEW_IMAGES:
+        offered += [View(angle=angle) for angle in (-ANGLE, ANGLE)]
+        offered += [View(scale=scale) for scale in (1 - SHARE, 1 + SHARE)]
     views = [view for view in offered if _share(classifier, view(images), expected, preprocess) >= least]
     return tuple(views[: max(0, MAX_SAMPLES // len(pixels) - 1)])
 

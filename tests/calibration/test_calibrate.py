@@ -212,5 +212,5 @@ def test_a_layer_that_cannot_be_fitted_leaves_the_others(
 def test_what_the_guard_was_fitted_to_is_kept(bundle: Bundle, victim: Poisoned) -> None:
     samples = bundle.metrics["guards"][0]["samples"]
     assert samples["places"][0] == [0, 0]
-    assert all(set(view) == {"mirrored", "step"} for view in samples["views"])
+    assert all(set(view) == {"mirrored", "step", "angle", "scale"} for view in samples["views"])
     assert 0.9 * len(victim.defence) < samples["n"] <= len(victim.defence) * (1 + len(samples["views"]))

@@ -13,7 +13,17 @@ from torch import Tensor
 from inflight_edge import Preprocess
 from inflight_edge.calibration.model import Classifier
 from inflight_edge.calibration.reversal.estimates import AdditionEstimate, Estimate, PatchEstimate, moved
-from inflight_edge.calibration.samples import MAX_SAMPLES, Plan, View, collect, judged, plan, recognised, spread
+from inflight_edge.calibration.samples import (
+    FEW_IMAGES,
+    MAX_SAMPLES,
+    Plan,
+    View,
+    collect,
+    judged,
+    plan,
+    recognised,
+    spread,
+)
 
 SIZE, TARGET = 16, 2
 PREPROCESS = Preprocess((1, SIZE, SIZE), 1.0)
@@ -73,15 +83,18 @@ def test_places_are_those_where_the_pattern_still_works() -> None:
 
 
 def test_views_are_those_that_are_still_recognised() -> None:
-    made = planned(*data(), pixel())
-    assert made.views == tuple(View(step=step) for step in [(-1, 0), (0, -1), (0, 1), (1, 0)])
+    made = planned(*data(FEW_IMAGES), pixel())
+    moved_ones = tuple(View(step=step) for step in [(-1, 0), (0, -1), (0, 1), (1, 0)])
+    assert made.views == moved_ones
     report = json.loads(json.dumps(made.as_dict()))
     assert report["places"] == [[0, 0], [-2, 0], [2, 0]]
-    assert report["views"][0] == {"mirrored": False, "step": [-1, 0]}
+    assert report["views"][0] == {"mirrored": False, "step": [-1, 0], "angle": 0.0, "scale": 1.0}
+    turned_ones = (*(View(angle=angle) for angle in (-10.0, 10.0)), *(View(scale=scale) for scale in (0.9, 1.1)))
+    assert planned(*data(FEW_IMAGES - 1), pixel()).views == moved_ones + turned_ones
 
 
 def test_many_images_have_no_views(monkeypatch: pytest.MonkeyPatch) -> None:
-    pixels, labels = data()
+    pixels, labels = data(FEW_IMAGES)
     for most, count in ((3 * len(labels), 2), (2 * len(labels) - 1, 0), (1, 0)):
         monkeypatch.setattr("inflight_edge.calibration.samples.MAX_SAMPLES", most)
         assert len(planned(pixels, labels, pixel()).views) == count
@@ -166,6 +179,25 @@ def test_views_leave_the_image_alone() -> None:
     np.testing.assert_array_equal(pixels, before)
     np.testing.assert_array_equal(View(mirrored=True)(pixels), pixels[..., ::-1])
     np.testing.assert_array_equal(View(mirrored=True, step=(0, 1))(pixels)[..., 1:], pixels[..., ::-1][..., :-1])
+
+
+def test_a_view_is_turned_anticlockwise_and_scaled_about_the_middle() -> None:
+    pixels = np.zeros((2, 1, 9, 15), np.float32)
+    pixels[1, 0, 4, 7], pixels[1, 0, 4, 11] = 200, 100
+    turned = View(angle=90.0)(pixels)
+    assert not turned[0].any()
+    assert {(row, column): turned[1, 0, row, column] for row, column in np.argwhere(turned[1, 0])} == {
+        (4, 7): 200,
+        (0, 7): 100,
+    }
+    larger = View(scale=2.0)(pixels)[1, 0]
+    np.testing.assert_array_equal(larger[3:6, 6:9], [[50, 100, 50], [100, 200, 100], [50, 100, 50]])
+    np.testing.assert_array_equal(larger[4, 12:], [0, 0, 50])  # of the other one half is left
+    smaller = View(scale=0.5)(np.full((1, 3, 8, 8), 7, np.float32))
+    assert (smaller == 7).all()  # the edges are repeated
+    grey = View(angle=10.0)(np.random.default_rng(0).uniform(0, 255, (1, 3, 8, 8)).astype(np.float32))
+    np.testing.assert_array_equal(grey, np.rint(grey))
+    assert (grey.dtype, grey.min() >= 0, grey.max() <= 255) == (np.float32, True, True)
 
 
 def test_flat_images_are_not_moved() -> None:
