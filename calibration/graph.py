@@ -44,11 +44,8 @@ _PASS_THROUGH = {
     )
 }  # fmt: skip
 _PASS_THROUGH |= {operator.getitem}
-# What the values of a feature map come from before its activation.
-_MAPS = _CONVOLUTION | {
-    getattr(_aten, name).default for name in ("batch_norm", "_native_batch_norm_legit_no_training", "cat")
-}
-_MAPS |= {_aten.add.Tensor, _aten.add_.Tensor}
+_NORMALISATION = {_aten.batch_norm.default, _aten._native_batch_norm_legit_no_training.default}
+_SUM = {_aten.add.Tensor, _aten.add_.Tensor}
 PENULTIMATE = "penultimate"
 MAX_JOINED_FEATURES = 2048
 MAX_MAPS = 3
@@ -127,21 +124,21 @@ def feature_choices(graph: fx.Graph, logits: fx.Node, wanted: str | None) -> lis
     """The nodes whose values, joined, can be the features: those named in ``wanted`` alone, else the choices there are.
 
     Unless named: the head's hidden layers joined, the last of them, the input of the last layer, the last feature map of
-    each of the smallest image sizes, without repetition.
+    each of the last few image sizes, without repetition.
     """
     relevant, dynamic = _ancestors(logits), _input_dependent(graph)
     candidates = [node for node in graph.nodes if node in relevant and node in dynamic and node is not logits]
     candidates = [node for node in candidates if isinstance(node.meta.get("val"), Tensor)]
     if wanted is not None and wanted != PENULTIMATE:
         return [[_named(candidates, name) for name in wanted.split("+")]]
-    nodes = [*candidates, logits]
+    nodes, batch = [*candidates, logits], str(input_node(graph).meta["val"].shape[0])
     for i, node in reversed(list(enumerate(nodes))):
         if node.target in _LINEAR or node.target in _CONVOLUTION:
             penultimate = _dynamic_input(node, dynamic)
             if wanted == PENULTIMATE:
                 return [[penultimate]]
             hidden = _hidden_layers(penultimate, dynamic)
-            choices = [hidden, hidden[:1], [penultimate], *([node] for node in _feature_maps(nodes[:i]))]
+            choices = [hidden, hidden[:1], [penultimate], *([node] for node in _feature_maps(nodes[:i], batch))]
             return [choice for i, choice in enumerate(choices) if choice not in choices[:i]]
     raise ModelError("feature layer: the model has no linear layer to take the input of; name one with --feature-layer")
 
@@ -180,21 +177,45 @@ def _hidden_layers(penultimate: fx.Node, dynamic: set[fx.Node]) -> list[fx.Node]
     return layers or [penultimate]
 
 
-def _feature_maps(candidates: list[fx.Node]) -> list[fx.Node]:
-    """The last map of each of the smallest image sizes, before its activation, the deepest first.
+def _feature_maps(candidates: list[fx.Node], batch: str) -> list[fx.Node]:
+    """The last map of each of the last few image sizes, before its activation where there is one, the deepest first.
 
+    batch  the images' first axis.  Maps come from convolutions, their batch normalisation, and sums and joins with such ones.
     Under a trigger the head's layers hold little but the target; the maps before it still show the source, above all
     where there are few clean images: measured in README.
     """
+    maps: set[fx.Node] = set()
     last: dict[str, fx.Node] = {}
     for node in candidates:
-        channels, *size = node.meta["val"].shape[1:] if node.meta["val"].ndim == 4 else (0, 1, 1)
-        if str(size) == "[1, 1]" or channels > MAX_JOINED_FEATURES:
+        value = node.meta["val"]
+        if value.ndim != 4 or value.dtype != torch.float32 or str(value.shape[0]) != batch or not _is_map(node, maps):
             continue
-        made_by = node.all_input_nodes[0] if node.target is operator.getitem else node
-        if made_by.target in _MAPS:
-            last[str(size)] = node
+        maps.add(node)
+        size = str(list(value.shape[2:]))
+        if size != "[1, 1]" and value.shape[1] <= MAX_JOINED_FEATURES:
+            last.pop(size, None)  # the order is that of the last ones
+            last[size] = node
     return list(last.values())[: -1 - MAX_MAPS : -1]
+
+
+def _is_map(node: fx.Node, maps: set[fx.Node]) -> bool:
+    """Whether a node is a convolution, or the normalisation, a sum or a join of what is in ``maps``."""
+    if node.target in _CONVOLUTION:
+        return True
+    if node.target is operator.getitem:  # the first of the normalisation's results
+        node = node.all_input_nodes[0]
+    sources = node.all_input_nodes
+    if node.target in _NORMALISATION:
+        return sources[0] in maps
+    if node.target is _aten.cat.default:
+        return any(_before_activation(source) in maps for source in sources)
+    return node.target in _SUM and any(source in maps for source in sources)
+
+
+def _before_activation(node: fx.Node) -> fx.Node:
+    while node.target in _PASS_THROUGH - _NORMALISATION - {operator.getitem}:
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _modules_of(node: fx.Node) -> list[str]:

@@ -1,7 +1,7 @@
 """The classifier in float16 or int8: the precision is written into its ONNX file, for every engine to read.
 
-Only the backbone changes, from the image to the last layers before the features and the logits.  What makes features of
-it stays float32, and so do the logits: what the guards see is not rounded again.
+Only the backbone changes, from the image to the last layers before the features and the logits.  Averages over the image
+that these are made of, features and logits stay float32: what the guards see is not rounded again.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _LARGEST = 32752.0
 def backbone(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """Nodes from the image to the last layers before the features and the logits, in the graph's order.
 
-    Going back from either, float32 begins with the first average, layer with weights or sum of branches on each path, and
-    holds for all that follows it.  Raises ModelError when nothing with weights remains.
+    float32 begins with the layers that make the features and the logits, and with the averages before these, and holds
+    for all that follows.  Raises ModelError when nothing with weights remains.
     """
     nodes = list(model.graph.node)
     made_by = {name: node for node in nodes for name in node.output}
@@ -49,16 +49,7 @@ def backbone(model: onnx.ModelProto) -> list[onnx.NodeProto]:
             raise ModelError(f"model: expected a graph without control flow, got {node.op_type}; keep fp32")
         for name in node.input:
             used_by[name].append(node)
-    starts, pending = [], list(_OUTPUTS)
-    while pending:
-        node = made_by.get(pending.pop())
-        if node is None:
-            continue
-        sources = [name for name in node.input if name in made_by]
-        if node.op_type in (*_LAYERS, *_AVERAGES) or (len(sources) > 1 and node.op_type != "Concat"):
-            starts.append(node)
-        else:
-            pending.extend(sources)
+    starts = [*_features_start(made_by), *_logits_start(made_by)]
     tail = _reachable(starts, lambda node: [user for name in node.output for user in used_by[name]])
     ends = [made_by[name] for name in _OUTPUTS if name in made_by]
     needed = _reachable(ends, lambda node: [made_by[name] for name in node.input if name in made_by])
@@ -66,6 +57,41 @@ def backbone(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     if not any(node.op_type in _LAYERS for node in result):
         raise ModelError("model: expected layers with weights before those of the features, got none; keep fp32")
     return result
+
+
+def _features_start(made_by: dict[str, onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Going back from the features, the first average, layer with weights or sum of branches on each path."""
+    pending = ["features"]
+    while pending:
+        node = made_by.get(pending.pop())
+        if node is None:
+            continue
+        sources = [name for name in node.input if name in made_by]
+        if node.op_type in (*_LAYERS, *_AVERAGES) or (len(sources) > 1 and node.op_type != "Concat"):
+            yield node
+        else:
+            pending.extend(sources)
+
+
+def _logits_start(made_by: dict[str, onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Going back from the logits, the first layer with weights on each path, and the average that is its input."""
+    pending, seen = ["logits"], set[str]()
+    while pending:
+        value = pending.pop()
+        node = made_by.get(value)
+        if node is None or value in seen:
+            continue
+        seen.add(value)
+        sources = [name for name in node.input if name in made_by]
+        if node.op_type not in _LAYERS:
+            pending.extend(sources)
+            continue
+        yield node
+        while len(sources) == 1 and (node := made_by[sources[0]]).op_type not in _LAYERS:
+            if node.op_type in _AVERAGES:
+                yield node
+                break
+            sources = [name for name in node.input if name in made_by]
 
 
 def to_fp16(model: bytes, inputs: FloatArray) -> bytes:

@@ -51,6 +51,8 @@ class OnnxRuntimeEngine:
         options.log_severity_level = _FATAL
         # Else bytes that are ONNX for the check above could be ONNX Runtime's own format for it.
         options.add_session_config_entry("session.load_model_format", "ONNX")
+        # ONNX Runtime 1.32 dies in it on attention in float16.
+        options.add_session_config_entry("optimization.disable_specified_optimizers", "MatmulTransposeFusion")
         options.enable_cpu_mem_arena = arena
         options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, _LEVELS[optimisation])
         if threads is not None:

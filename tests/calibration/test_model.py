@@ -216,7 +216,7 @@ def test_other_feature_layers_are_offered_unless_one_is_asked_for(name: str, dec
 
 
 class Narrowing(nn.Module):
-    """Maps of five sizes, the first with more channels than are offered."""
+    """Maps of five sizes, the first with more channels than are offered; a gate and a sum that are no maps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -228,13 +228,62 @@ class Narrowing(nn.Module):
         values = images + self.wide(images).mean(1, keepdim=True)
         for layer in self.body:
             values = torch.relu(layer(values))
-        return self.out((values * self.gate(values.mean((2, 3), keepdim=True))).mean((2, 3)))
+        gated = values * self.gate(values.mean((2, 3), keepdim=True))
+        return self.out((gated.permute(0, 2, 3, 1) + 1.0).mean((1, 2)))
 
 
-def test_maps_of_the_smallest_images_are_offered() -> None:
-    classifier = classifier_from_program(export(Narrowing().eval(), ZEROS), image_shape=IMAGE_SHAPE)
-    layers = [other.feature_layer for other in classifier.alternatives]
-    assert layers == ["conv2d_5", "conv2d_4", "conv2d_3"]  # not those of the gate, which are no images
+class Twice(nn.Module):
+    """Every image and its mirrored one, so that the first axis of the maps is not the images'."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.out = nn.Conv2d(2, 4, 3), nn.Linear(4, N_CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        both = self.body(torch.cat([images, images.flip(3)])).mean((2, 3))
+        first, second = both.chunk(2)
+        return self.out(first + second)
+
+
+class Whole(nn.Module):
+    """A sum of integers beside the map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.out = nn.Conv2d(2, 4, 3), nn.Linear(4, N_CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        count = (images > 0.5).long() + (images > 0.2).long()
+        return self.out(self.body(images + count).mean((2, 3)))
+
+
+class Hourglass(nn.Module):
+    """Down and up again with a join; branches joined after their activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.down, self.up = nn.Conv2d(2, 3, 1), nn.Conv2d(3, 3, 2, 2), nn.Conv2d(3, 3, 1)
+        self.out = nn.Linear(6, N_CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        large = torch.relu(self.first(images))
+        small = torch.relu(self.down(large))
+        again = torch.relu(self.up(nn.functional.interpolate(small, scale_factor=2)))
+        return self.out(torch.cat([large, again], 1).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("made", "layers"),
+    [
+        (Narrowing, ["conv2d_5", "conv2d_4", "conv2d_3"]),
+        (Twice, []),
+        (Whole, ["conv2d"]),
+        (Hourglass, ["cat", "conv2d_1"]),
+    ],
+)
+def test_maps_of_the_last_sizes_are_offered(made: type[nn.Module], layers: list[str]) -> None:
+    classifier = classifier_from_program(export(made().eval(), ZEROS), image_shape=IMAGE_SHAPE)
+    assert [other.feature_layer for other in classifier.alternatives] == layers
 
 
 class Head(nn.Module):

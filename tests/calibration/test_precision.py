@@ -10,11 +10,12 @@ import numpy as np
 import onnx
 import poisoned
 import pytest
+import torch
 from bundles import tiny_model
-from networks_for_tests import LeNetBN, Residual, export, shaken
+from networks_for_tests import LeNetBN, Residual, Squeeze, ViT, export, shaken
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
-from torch import zeros
+from torch import Tensor, nn, zeros
 
 from inflight_edge import Decision, Detector, read_bundle, write_bundle
 from inflight_edge.calibration.calibrate import calibrate
@@ -68,6 +69,44 @@ def test_layers_after_a_map_that_gives_the_features_are_converted_too() -> None:
     for convert in (to_fp16, to_int8):
         for got, expected in zip(OnnxRuntimeEngine(convert(data, images)).run(images), engine.run(images), strict=True):
             assert 0 < np.abs(got - expected).max() < 0.1 * (1 + np.abs(expected).max())
+
+
+@pytest.mark.parametrize("layer", ["penultimate", "patches"])
+def test_attention_is_converted(layer: str) -> None:
+    program = export(shaken(ViT()), zeros(2, 2, 16, 16), free={0: "batch"})
+    data = export_onnx(classifier_from_program(program, image_shape=(2, 16, 16), feature_layer=layer))
+    images = np.random.default_rng(0).random((5, 2, 16, 16), np.float32)
+    engine = OnnxRuntimeEngine(data)
+    for convert in (to_fp16, to_int8):
+        for got, expected in zip(OnnxRuntimeEngine(convert(data, images)).run(images), engine.run(images), strict=True):
+            assert np.abs(got - expected).max() < 0.2 * (1 + np.abs(expected).max())
+
+
+class Heads(nn.Module):
+    """Logits of two layers on the image's average, together over their length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3))
+        self.first, self.second = nn.Linear(6, 5), nn.Linear(6, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        pooled = torch.relu(self.body(images)).mean((2, 3))
+        summed = self.first(pooled) + self.second(pooled)
+        return summed / summed.norm(dim=1, keepdim=True)
+
+
+def test_what_makes_the_logits_stays_float32() -> None:
+    cases: list[tuple[nn.Module, str, list[str]]] = [
+        (Heads(), "body.0", ["Conv", "Conv"]),
+        (Squeeze(), "body.0", ["Conv", "Conv"]),
+        (Squeeze(), "penultimate", ["Conv", "Conv"]),
+    ]
+    for network, layer, expected in cases:
+        program = export(shaken(network), zeros(2, 2, 16, 16), free={0: "batch"})
+        data = export_onnx(classifier_from_program(program, image_shape=(2, 16, 16), feature_layer=layer))
+        nodes = [node.op_type for node in backbone(onnx.load_from_string(data))]
+        assert [name for name in nodes if name in ("Conv", "Gemm", "MatMul", "ReduceMean")] == expected
 
 
 def test_half_precision_is_in_the_backbone_and_nowhere_else() -> None:
