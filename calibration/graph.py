@@ -124,7 +124,7 @@ def feature_choices(graph: fx.Graph, logits: fx.Node, wanted: str | None) -> lis
     """The nodes whose values, joined, can be the features: those named in ``wanted`` alone, else the choices there are.
 
     Unless named: the head's hidden layers joined, the last of them, the input of the last layer, the last feature map of
-    each of the last few image sizes, without repetition.
+    each of the last few image sizes, and of these all but the last joined, without repetition.
     """
     relevant, dynamic = _ancestors(logits), _input_dependent(graph)
     candidates = [node for node in graph.nodes if node in relevant and node in dynamic and node is not logits]
@@ -138,7 +138,10 @@ def feature_choices(graph: fx.Graph, logits: fx.Node, wanted: str | None) -> lis
             if wanted == PENULTIMATE:
                 return [[penultimate]]
             hidden = _hidden_layers(penultimate, dynamic)
-            choices = [hidden, hidden[:1], [penultimate], *([node] for node in _feature_maps(nodes[:i], batch))]
+            maps = _feature_maps(nodes[:i], batch)
+            choices = [hidden, hidden[:1], [penultimate], *([node] for node in maps)]
+            if len(maps) == MAX_MAPS and sum(node.meta["val"].shape[1] for node in maps[1:]) <= MAX_JOINED_FEATURES:
+                choices.append(maps[1:])
             return [choice for i, choice in enumerate(choices) if choice not in choices[:i]]
     raise ModelError("feature layer: the model has no linear layer to take the input of; name one with --feature-layer")
 

@@ -134,7 +134,8 @@ def classifier_from_program(
     feature_layer  name of a graph node or of a module, several joined by ``+``; ``penultimate`` is the input of the last
                    linear layer; None takes the hidden fully connected layers before it (before their activation), or
                    that input where there are none, and offers the last of these layers, that input, and the channel means
-                   of the last feature map of each of the last three image sizes as alternatives.
+                   of the last feature map of each of the last three image sizes, and of the first two of these joined, as
+                   alternatives.
     Raises ModelError when the program is not an image classifier.
     """
     module = program.module(check_guards=False)

@@ -275,7 +275,7 @@ class Hourglass(nn.Module):
 @pytest.mark.parametrize(
     ("made", "layers"),
     [
-        (Narrowing, ["conv2d_5", "conv2d_4", "conv2d_3"]),
+        (Narrowing, ["conv2d_5", "conv2d_4", "conv2d_3", "conv2d_4+conv2d_3"]),
         (Twice, []),
         (Whole, ["conv2d"]),
         (Hourglass, ["cat", "conv2d_1"]),
