@@ -74,7 +74,8 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for the bundle's metrics."""
-        return {"places": [list(place) for place in self.places], "views": [asdict(view) for view in self.views]}
+        views = [{**asdict(view), "step": list(view.step)} for view in self.views]
+        return {"places": [list(place) for place in self.places], "views": views}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -87,6 +87,7 @@ def test_views_are_those_that_are_still_recognised() -> None:
     moved_ones = tuple(View(step=step) for step in [(-1, 0), (0, -1), (0, 1), (1, 0)])
     assert made.views == moved_ones
     report = json.loads(json.dumps(made.as_dict()))
+    assert report == made.as_dict()  # lists, as a bundle wants them
     assert report["places"] == [[0, 0], [-2, 0], [2, 0]]
     assert report["views"][0] == {"mirrored": False, "step": [-1, 0], "angle": 0.0, "scale": 1.0}
     turned_ones = (*(View(angle=angle) for angle in (-10.0, 10.0)), *(View(scale=scale) for scale in (0.9, 1.1)))
