@@ -185,7 +185,8 @@ def _feature_maps(candidates: list[fx.Node], batch: str) -> list[fx.Node]:
 
     batch  the images' first axis.  Maps come from convolutions, their batch normalisation, and sums and joins with such ones.
     Under a trigger the head's layers hold little but the target; the maps before it still show the source, above all
-    where there are few clean images: measured in README.
+    where there are few clean images.  Measured on a VGG-16 with 5 clean images of each of 20 classes, SQ: source errors of
+    frames with the true trigger .46 (head) and .22 (second map).
     """
     maps: set[fx.Node] = set()
     last: dict[str, fx.Node] = {}
