@@ -143,7 +143,7 @@ class WebhookSink:
                 self._changed.wait_for(lambda: self._over() or self._waiting)
                 if not self._waiting or self._over():
                     return
-                body = self._waiting[0]
+                body, last = self._waiting[0], self._closing()
             problem, refused, wait_s = self._post(opener, body)
             with self._changed:
                 if not problem or refused:
@@ -162,7 +162,7 @@ class WebhookSink:
             failing = True
             delay = min(max(2 * delay, _FIRST_DELAY_S, wait_s), _MAX_DELAY_S)
             with self._changed:
-                if self._closing():
+                if last:
                     return
                 self._changed.wait_for(self._closing, timeout=delay)  # closing: one more try
 

@@ -184,6 +184,24 @@ def test_close_tries_once_more(receiver: Receiver, monkeypatch: pytest.MonkeyPat
     assert receiver.accepted == [0]
 
 
+def test_close_during_a_try_that_fails_tries_once_more(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[object] = []
+
+    def post(self: webhook.WebhookSink, *_: object) -> tuple[str, bool, float]:
+        tries.append(self)
+        if len(tries) == 1:
+            wait_for(lambda: self._deadline is not None)
+            return "HTTP 503", False, 0.0
+        return "", False, 0.0
+
+    monkeypatch.setattr(webhook.WebhookSink, "_post", post)
+    sink = opened(receiver)
+    sink.write(triggered(0))
+    wait_for(lambda: len(tries) == 1)
+    sink.close()
+    assert len(tries) == 2
+
+
 def test_credentials_are_sent_and_never_shown(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     sink = make_sink(f"http://line%20two:s3cret@127.0.0.1:{receiver.port}/")
     sink.open(context())
