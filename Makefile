@@ -70,17 +70,13 @@ format: $(VENV)/installed-dev
 install-c:
 	$(MAKE) -f csrc/Makefile PREFIX='$(PREFIX)' install
 
-$(VENV)/installed: $(SOURCES)
+# Neither after the other: that would build the extensions twice.
+$(VENV)/installed: EXTRAS := calibration
+$(VENV)/installed-dev: EXTRAS := calibration,dev
+$(VENV)/installed $(VENV)/installed-dev: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) -c constraints.txt torch
-	$(PIP) -c constraints.txt -e '.[calibration]'
-	touch $@
-
-# Not after the other: that would build the extensions twice.
-$(VENV)/installed-dev: $(SOURCES)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) -c constraints.txt torch
-	$(PIP) -c constraints.txt -e '.[calibration,dev]'
+	$(PIP) -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $(VENV)/installed $@
 
 $(TRITON)/installed: $(SOURCES) $(wildcard inflight_edge/*.py inflight_edge/*/*.py)

@@ -35,16 +35,17 @@ _BATCH_SHAPED = {_aten.view.default, _aten.reshape.default, _aten._unsafe_view.d
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "mkldnn_rnn_layer")
 _TRAINING_FLAG = {_aten.batch_norm.default: 5, _aten.dropout.default: 2, _aten.feature_dropout.default: 2}
 _TRAINING_FLAG |= {_aten._native_batch_norm_legit.default: 5, _aten.native_dropout.default: 2}
-# Element-wise steps between a fully connected layer and the next: the features are taken before them.
-_PASS_THROUGH = {
+# Element-wise steps.
+_ACTIVATION = {
     getattr(_aten, name).default
     for name in (
         "relu", "relu_", "leaky_relu", "leaky_relu_", "gelu", "silu", "silu_", "tanh", "sigmoid", "hardtanh", "hardtanh_",
-        "hardswish", "hardswish_", "elu", "elu_", "dropout", "clone", "batch_norm", "_native_batch_norm_legit_no_training",
+        "hardswish", "hardswish_", "elu", "elu_", "dropout", "clone",
     )
 }  # fmt: skip
-_PASS_THROUGH |= {operator.getitem}
 _NORMALISATION = {_aten.batch_norm.default, _aten._native_batch_norm_legit_no_training.default}
+# What lies between a fully connected layer and the next: the features are taken before it.
+_PASS_THROUGH = _ACTIVATION | _NORMALISATION | {operator.getitem}
 _SUM = {_aten.add.Tensor, _aten.add_.Tensor}
 PENULTIMATE = "penultimate"
 MAX_JOINED_FEATURES = 2048
@@ -217,7 +218,7 @@ def _is_map(node: fx.Node, maps: set[fx.Node]) -> bool:
 
 
 def _before_activation(node: fx.Node) -> fx.Node:
-    while node.target in _PASS_THROUGH - _NORMALISATION - {operator.getitem}:
+    while node.target in _ACTIVATION:
         node = node.all_input_nodes[0]
     return node
 

@@ -52,21 +52,24 @@ def backbone(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     starts = [*_features_start(made_by), *_logits_start(made_by)]
     tail = _reachable(starts, lambda node: [user for name in node.output for user in used_by[name]])
     ends = [made_by[name] for name in _OUTPUTS if name in made_by]
-    needed = _reachable(ends, lambda node: [made_by[name] for name in node.input if name in made_by])
+    needed = _reachable(ends, lambda node: _sources(node, made_by))
     result = [node for node in nodes if id(node) in needed and id(node) not in tail]
     if not any(node.op_type in _LAYERS for node in result):
         raise ModelError("model: expected layers with weights before those of the features, got none; keep fp32")
     return result
 
 
+def _sources(node: onnx.NodeProto, made_by: dict[str, onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """The nodes that make a node's inputs."""
+    return [made_by[name] for name in node.input if name in made_by]
+
+
 def _features_start(made_by: dict[str, onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
     """Going back from the features, the first average, layer with weights or sum of branches on each path."""
-    pending = ["features"]
+    pending = [made_by["features"]] if "features" in made_by else []
     while pending:
-        node = made_by.get(pending.pop())
-        if node is None:
-            continue
-        sources = [name for name in node.input if name in made_by]
+        node = pending.pop()
+        sources = _sources(node, made_by)
         if node.op_type in (*_LAYERS, *_AVERAGES) or (len(sources) > 1 and node.op_type != "Concat"):
             yield node
         else:
@@ -75,23 +78,23 @@ def _features_start(made_by: dict[str, onnx.NodeProto]) -> Iterator[onnx.NodePro
 
 def _logits_start(made_by: dict[str, onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
     """Going back from the logits, the first layer with weights on each path, and the average that is its input."""
-    pending, seen = ["logits"], set[str]()
+    pending = [made_by["logits"]] if "logits" in made_by else []
+    seen = set[int]()
     while pending:
-        value = pending.pop()
-        node = made_by.get(value)
-        if node is None or value in seen:
+        node = pending.pop()
+        if id(node) in seen:
             continue
-        seen.add(value)
-        sources = [name for name in node.input if name in made_by]
+        seen.add(id(node))
+        sources = _sources(node, made_by)
         if node.op_type not in _LAYERS:
             pending.extend(sources)
             continue
         yield node
-        while len(sources) == 1 and (node := made_by[sources[0]]).op_type not in _LAYERS:
-            if node.op_type in _AVERAGES:
-                yield node
+        while len(sources) == 1 and sources[0].op_type not in _LAYERS:
+            if sources[0].op_type in _AVERAGES:
+                yield sources[0]
                 break
-            sources = [name for name in node.input if name in made_by]
+            sources = _sources(sources[0], made_by)
 
 
 def to_fp16(model: bytes, inputs: FloatArray) -> bytes:
