@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from inflight_edge.calibration.datasets import ImageSet
-from inflight_edge.calibration.finding import COARSE, COARSE_PAIR, Searcher
+from inflight_edge.calibration.finding import COARSE, COARSE_PAIR, Finding, Searcher
 from inflight_edge.calibration.inspection import Inspection, check_accuracy, inspect, read_inspection
 from inflight_edge.calibration.model import Classifier
 from inflight_edge.calibration.reversal.decision import anomaly_indices, suspicious
@@ -474,3 +474,23 @@ def test_an_addition_that_fails_on_held_out_images_names_nothing(
     found = inspect(classifier, victim.defence, PREPROCESS, method="perturbation", progress=False)
     assert found.suspects == suspects
     assert [finding.method for finding in found.findings] == ["perturbation"] * len(suspects)
+
+
+@pytest.mark.parametrize(
+    ("size", "kind", "method"), [(0.01, "addition", "one-way perturbation"), (1.0, "patch", "neural-cleanse")]
+)
+def test_of_a_class_that_two_searches_name_the_smaller_kind_is_kept(
+    classifier: Classifier, victim: Poisoned, monkeypatch: pytest.MonkeyPatch, size: float, kind: str, method: str
+) -> None:
+    """The mask of the target is a few per cent of the median one here, the addition to it ``size`` of the median one."""
+    addition = AdditionEstimate(TARGET, np.zeros(PREPROCESS.input_shape, np.float32), 0.5, 0.9, (0,))
+    norms = np.ones((N_CLASSES, N_CLASSES))
+    norms[:, TARGET] = size
+    monkeypatch.setattr(Searcher, "addition_norms", lambda self: norms.copy())
+    monkeypatch.setattr(
+        Searcher, "perturbations", lambda self, norms: [(Finding(TARGET, "one-way perturbation", 0.2), addition)]
+    )
+    monkeypatch.setattr(Searcher, "pair_patches", lambda self: pair_patches(np.ones((N_CLASSES, N_CLASSES))))
+    found = inspect(classifier, victim.defence, PREPROCESS, settings=SETTINGS, progress=False)
+    assert found.suspects == (TARGET,)
+    assert (found.estimates[TARGET].kind, found.findings[0].method) == (kind, method)

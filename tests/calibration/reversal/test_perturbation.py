@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from inflight_edge.calibration.reversal.decision import (
+    additions_fit,
     near_targets,
     one_way_ratios,
     one_way_targets,
@@ -160,3 +161,13 @@ def test_few_classes_have_no_median_to_go_by() -> None:
     norms = np.ones((4, 4))
     norms[:, 2] = 0.5
     assert one_way_targets(norms) == {}
+
+
+def test_the_kind_of_a_target_by_hand() -> None:
+    """Masks over their median: .15, 1.5, 1.5, .46.  Median additions to the classes over their median: .67, 1.33, 1.33, .67."""
+    masks = np.array([1.0, 10.0, 10.0, 3.0])
+    norms = np.tile([0.5, 1.0, 1.0, 0.5], (4, 1))
+    np.testing.assert_array_equal(additions_fit(masks, norms), [False, True, True, True])
+    np.testing.assert_array_equal(additions_fit(7.0 * masks, 3.0 * norms), [False, True, True, True])
+    np.fill_diagonal(norms, 1e9)  # not read
+    np.testing.assert_array_equal(additions_fit(masks, norms), [False, True, True, True])
