@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from inflight_edge.calibration.reversal.all_to_all import SharedPatch
 from inflight_edge.calibration.reversal.decision import (
+    NEAR,
     ONE_WAY,
     P_VALUE,
     SMALL_MASK,
@@ -320,14 +321,19 @@ class Searcher:
         return norms
 
     def addition_to(self, target: int, norms: Floats) -> AdditionEstimate:
-        """The addition to a target: from the nearest source, then from all that the first one sends there."""
-        source = min(self.others(target), key=lambda s: norms[s, target])
-        estimate = self.additions([target], [(source,)], replace(ADDITION, images=32))[0]
-        sources = self.transfer(estimate)
-        if len(sources) > 1:
-            everyone = len(sources) >= (self.n_classes - 1) / 2
-            estimate = self.additions([target], [self.others(target) if everyone else sources], FINAL_ADDITION)[0]
-        return estimate
+        """The addition to a target: from all other classes where half of them are near to it, otherwise from the nearest one
+        and all that this one's addition sends there.
+        """
+        near = self.relative(norms)[:, target] < NEAR
+        if np.count_nonzero(near) < (self.n_classes - 1) / 2:
+            source = min(self.others(target), key=lambda s: norms[s, target])
+            estimate = self.additions([target], [(source,)], replace(ADDITION, images=32))[0]
+            sources = self.transfer(estimate)
+            if len(sources) <= 1:
+                return estimate
+            if len(sources) < (self.n_classes - 1) / 2:
+                return self.additions([target], [sources], FINAL_ADDITION)[0]
+        return self.additions([target], [self.others(target)], FINAL_ADDITION)[0]
 
 
 def pair_norms(patches: Sequence[PatchEstimate], n_classes: int) -> Floats:
