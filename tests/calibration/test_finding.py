@@ -1,0 +1,60 @@
+"""From which classes an addition is searched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from torch import Tensor
+
+from inflight_edge.calibration.finding import FINAL_ADDITION, Searcher
+from inflight_edge.calibration.reversal.estimates import AdditionEstimate
+from inflight_edge.calibration.reversal.neural_cleanse import Settings
+from inflight_edge.calibration.reversal.perturbation import AdditionSettings
+
+N_CLASSES, TARGET = 6, 5
+OTHERS = tuple(range(TARGET))
+
+
+def logits(images: Tensor) -> Tensor:
+    """As large as the brightness of the pixel of each class: all gaps between classes are alike."""
+    return 10.0 * images.flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("near", "transfer", "searched"),
+    [
+        ([0, 1, 2], (), [OTHERS]),  # half of the others: an attack on all, whatever the nearest one's addition does
+        ([0], (0,), [(0,)]),
+        ([0], (), [(0,)]),
+        ([0, 1], (0, 1), [(0,), (0, 1)]),
+        ([0], (0, 3, 4), [(0,), OTHERS]),
+        ([], (2,), [(0,)]),
+    ],
+)
+def test_sources_of_an_addition(
+    monkeypatch: pytest.MonkeyPatch, near: list[int], transfer: tuple[int, ...], searched: Sequence[tuple[int, ...]]
+) -> None:
+    """Class 0 is the nearest one in all cases; where no other is near, that may be by nature."""
+    pixels = np.zeros((5 * N_CLASSES, 1, 2, 3), np.float32)
+    labels = np.repeat(np.arange(N_CLASSES), 5)
+    pixels.reshape(len(labels), -1)[np.arange(len(labels)), labels] = 255.0
+    searcher = Searcher(logits, logits, pixels, labels, N_CLASSES, Settings(), 0, False)
+    norms = np.full((N_CLASSES, N_CLASSES), 4.0)
+    norms[near, TARGET] = 1.0
+    norms[0, TARGET] = 0.9 if near else 3.0
+    asked: list[tuple[tuple[int, ...], AdditionSettings]] = []
+
+    def additions(
+        targets: list[int], sources: list[tuple[int, ...]], settings: AdditionSettings
+    ) -> list[AdditionEstimate]:
+        asked.append((sources[0], settings))
+        return [AdditionEstimate(targets[0], np.zeros((1, 2, 3), np.float32), 1.0, 1.0, sources[0])]
+
+    monkeypatch.setattr(searcher, "additions", additions)
+    monkeypatch.setattr(searcher, "transfer", lambda estimate: transfer)
+    estimate = searcher.addition_to(TARGET, norms)
+    assert [sources for sources, _ in asked] == list(searched)
+    assert estimate.sources == searched[-1]
+    assert all(settings == FINAL_ADDITION for sources, settings in asked if len(sources) > 1)
