@@ -482,10 +482,22 @@ def test_an_addition_that_fails_on_held_out_images_names_nothing(
 def test_of_a_class_that_two_searches_name_the_smaller_kind_is_kept(
     classifier: Classifier, victim: Poisoned, monkeypatch: pytest.MonkeyPatch, size: float, kind: str, method: str
 ) -> None:
-    """The mask of the target is a few per cent of the median one here, the addition to it ``size`` of the median one."""
+    """The mask of the target is a tenth of the median one, the addition to it ``size`` of the median one."""
+    nothing = np.zeros((SIZE, SIZE), np.float32)
+
+    def patches(
+        self: Searcher, targets: list[int], sources: list[tuple[int, ...]], settings: Settings | None = None
+    ) -> list[PatchEstimate]:
+        norms = {TARGET: 1.0}
+        return [
+            PatchEstimate(t, nothing, nothing[None], norms.get(t, 10.0), 0.9, s)
+            for t, s in zip(targets, sources, strict=True)
+        ]
+
     addition = AdditionEstimate(TARGET, np.zeros(PREPROCESS.input_shape, np.float32), 0.5, 0.9, (0,))
     norms = np.ones((N_CLASSES, N_CLASSES))
     norms[:, TARGET] = size
+    monkeypatch.setattr(Searcher, "patches", patches)
     monkeypatch.setattr(Searcher, "addition_norms", lambda self: norms.copy())
     monkeypatch.setattr(
         Searcher, "perturbations", lambda self, norms: [(Finding(TARGET, "one-way perturbation", 0.2), addition)]
