@@ -16,10 +16,10 @@ from inflight_edge.calibration.datasets import ImageSet
 from inflight_edge.calibration.evidence import guard_evidence
 from inflight_edge.calibration.export import check_parity, export_onnx
 from inflight_edge.calibration.features import extract
-from inflight_edge.calibration.inspection import Inspection, check_accuracy
+from inflight_edge.calibration.inspection import Inspection, check_accuracy, further_estimates
 from inflight_edge.calibration.model import Classifier
 from inflight_edge.calibration.precision import to_fp16, to_int8
-from inflight_edge.calibration.samples import Plan, Samples, collect, plan, recognised, spread
+from inflight_edge.calibration.samples import Plan, Samples, are_few, collect, plan, recognised, spread
 from inflight_edge.calibration.selection import Choice, fit, preference, select
 from inflight_edge.engines.onnxruntime import OnnxRuntimeEngine
 from inflight_edge.errors import DataError, ModelError, OptionError
@@ -71,6 +71,16 @@ def calibrate(
     accuracy = check_accuracy(classifier, pixels, data, preprocess)
     views = recognised(classifier, pixels, data.labels, preprocess)
     plans = {t: plan(classifier, pixels, data.labels, inspection.estimates[t], views, preprocess) for t in chosen}
+    if are_few(data.labels):
+        plans = {
+            t: replace(
+                made,
+                further=further_estimates(
+                    classifier, data, preprocess, inspection.estimates[t], seed=seed, progress=progress
+                ),
+            )
+            for t, made in plans.items()
+        }
     case = _Case(data, pixels, preprocess, inspection, plans, seed, progress)
     classifier, choices, layers = _best_layers(case, classifier)
     model = export_onnx(classifier)

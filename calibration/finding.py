@@ -52,6 +52,7 @@ PAIR = Settings(steps=150, batch=8)
 # Where a step is dear, classes and pairs are compared after fewer and larger steps on fewer images.
 COARSE = Settings(steps=100, batch=16, rate=0.2, success=0.95, patience=3)
 COARSE_PAIR = Settings(steps=60, batch=4, rate=0.2, success=0.9, patience=3)
+FURTHER_PATCHES = 3
 HELD_OUT = 5  # every fifth image
 BATCH = 256
 TRANSFER, CONFIRMED = 0.5, 0.8
@@ -169,11 +170,15 @@ class Searcher:
         return Search(target, self.images[torch.from_numpy(used)], code)
 
     def patches(
-        self, targets: list[int], sources: list[tuple[int, ...]], settings: Settings | None = None
+        self,
+        targets: list[int],
+        sources: list[tuple[int, ...]],
+        settings: Settings | None = None,
+        salt: int = 0,
     ) -> list[PatchEstimate]:
-        """The smallest patch to each target from its sources, with its success on held-out images."""
+        """The smallest patch to each target from its sources, with its success on held-out images; another one by salt."""
         settings = settings or self.settings
-        searches = [self.search(t, s) for t, s in zip(targets, sources, strict=True)]
+        searches = [self.search(t, s, salt) for t, s in zip(targets, sources, strict=True)]
         total = len(searches) * settings.steps
         with tqdm(total=total, desc="patches", unit="step", disable=not self.progress) as bar:
             found = search_patches(self.fast, searches, settings=settings, bar=bar)
@@ -334,6 +339,18 @@ class Searcher:
             if len(sources) < (self.n_classes - 1) / 2:
                 return self.additions([target], [sources], FINAL_ADDITION)[0]
         return self.additions([target], [self.others(target)], FINAL_ADDITION)[0]
+
+    def further(self, estimate: Estimate) -> tuple[Estimate, ...]:
+        """Other patterns that send at least .8 of the held-out images of the estimate's sources to its target: patches of
+        searches by other seeds, short ones, and an addition.
+        """
+        target, sources = [estimate.target], [estimate.sources]
+        settings = _at_most(self.settings.steps, COARSE)
+        found: list[Estimate] = []
+        for salt in range(1, FURTHER_PATCHES + 1):
+            found += self.patches(target, sources, settings, salt)
+        found += self.additions(target, sources, FINAL_ADDITION)
+        return tuple(other for other in found if other.success >= CONFIRMED)
 
 
 def pair_norms(patches: Sequence[PatchEstimate], n_classes: int) -> Floats:

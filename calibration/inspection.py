@@ -25,7 +25,7 @@ from inflight_edge.calibration.threads import has_bfloat16, is_small, one_thread
 from inflight_edge.errors import DataError, OptionError
 from inflight_edge.preprocess import Preprocess
 
-__all__ = ["Inspection", "check_accuracy", "inspect", "read_inspection"]
+__all__ = ["Inspection", "check_accuracy", "further_estimates", "inspect", "read_inspection"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,8 +121,33 @@ def inspect(
     if wrong := [t for t in targets or () if not 0 <= t < classifier.n_classes]:
         raise OptionError(f"targets: expected class indices from 0 to {classifier.n_classes - 1}, got {wrong[0]}")
     data.check_labels(classifier.n_classes, every_class=True)
-    pixels = data.pixels(preprocess)
-    accuracy = check_accuracy(classifier, pixels, data, preprocess)
+    accuracy = check_accuracy(classifier, data.pixels(preprocess), data, preprocess)
+    searcher = _searcher(classifier, data, preprocess, settings or Settings(), seed, progress)
+    with one_thread_if_small(classifier):
+        estimates, findings = searcher.run(method, targets or ())
+    indices = anomaly_indices(np.array([e.norm for e in estimates]))
+    suspects = tuple(finding.target for finding in findings) if targets is None else tuple(dict.fromkeys(targets))
+    return Inspection(estimates, indices, suspects, accuracy, preprocess, feature_layer, data.class_names, findings)
+
+
+def further_estimates(
+    classifier: Classifier,
+    data: ImageSet,
+    preprocess: Preprocess,
+    estimate: Estimate,
+    *,
+    seed: int = 0,
+    progress: bool = True,
+) -> tuple[Estimate, ...]:
+    """Other patterns of patch and addition that lead to the estimate's target from its sources, those that work."""
+    searcher = _searcher(classifier, data, preprocess, Settings(), seed, progress)
+    with one_thread_if_small(classifier):
+        return searcher.further(estimate)
+
+
+def _searcher(
+    classifier: Classifier, data: ImageSet, preprocess: Preprocess, settings: Settings, seed: int, progress: bool
+) -> Searcher:
     mean, std = (torch.tensor(values).reshape(1, -1, 1, 1) for values in (preprocess.mean, preprocess.std))
     factor = 255.0 * preprocess.scale
 
@@ -130,9 +155,8 @@ def inspect(
         return classifier((images * factor - mean) / std)[0]
 
     small = is_small(classifier)
-    chosen = settings or Settings()
     if not small:  # a step of a large network is dear, and half the images move the mask as well
-        chosen = replace(chosen, batch=min(chosen.batch, 32))
+        settings = replace(settings, batch=min(settings.batch, 32))
 
     def fast(images: Tensor) -> Tensor:
         if small or not has_bfloat16():
@@ -140,14 +164,8 @@ def inspect(
         with torch.autocast("cpu", torch.bfloat16):
             return classifier(((images * factor - mean) / std).contiguous(memory_format=torch.channels_last))[0].float()
 
-    searcher = Searcher(
-        fast, logits, pixels, data.labels, classifier.n_classes, chosen, seed, progress, coarse=not small
-    )
-    with one_thread_if_small(classifier):
-        estimates, findings = searcher.run(method, targets or ())
-    indices = anomaly_indices(np.array([e.norm for e in estimates]))
-    suspects = tuple(finding.target for finding in findings) if targets is None else tuple(dict.fromkeys(targets))
-    return Inspection(estimates, indices, suspects, accuracy, preprocess, feature_layer, data.class_names, findings)
+    pixels, n_classes = data.pixels(preprocess), classifier.n_classes
+    return Searcher(fast, logits, pixels, data.labels, n_classes, settings, seed, progress, coarse=not small)
 
 
 def check_accuracy(

@@ -16,11 +16,12 @@ from inflight_edge.calibration.reversal.estimates import Estimate, moved
 from inflight_edge.engines.onnxruntime import OnnxRuntimeEngine
 from inflight_edge.preprocess import Preprocess
 
-__all__ = ["Plan", "Samples", "View", "collect", "judged", "plan", "recognised", "spread"]
+__all__ = ["Plan", "Samples", "View", "are_few", "collect", "judged", "plan", "recognised", "spread"]
 
 # A place counts where the moved pattern still sends so many images to the target; a view, where the accuracy stays.
 LEAST_SUCCESS, MOST_LOSS = 0.8, 0.03
-# With fewer images of a class than this they are turned and scaled too, by so many degrees and such a share.
+# With fewer images of a class than this they are turned and scaled too, by so many degrees and such a share, and further
+# patterns to the same target are put into them.
 FEW_IMAGES, ANGLE, SHARE = 20, 10.0, 0.1
 MAX_SAMPLES = 100_000
 SMALLEST_SIDE = 8
@@ -66,16 +67,20 @@ class Plan:
              estimate, and a network that was trained on moved images takes several places for the same.
     views    besides the images as they are, those that the classifier still recognises.
     success  share of the source classes' images that the pattern sends to the target, where it was found.
+    further  other patterns that lead to the target: an estimate from few images is one of many, and a guard that is
+             fitted to one learns what is special about it.
     """
 
     places: tuple[tuple[int, int], ...]
     views: tuple[View, ...]
     success: float
+    further: tuple[Estimate, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for the bundle's metrics."""
         views = [{**asdict(view), "step": list(view.step)} for view in self.views]
-        return {"places": [list(place) for place in self.places], "views": views}
+        further = [{"kind": estimate.kind, "norm": estimate.norm} for estimate in self.further]
+        return {"places": [list(place) for place in self.places], "views": views, "further": further}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,11 +106,16 @@ def recognised(
     least = _share(classifier, images, expected, preprocess) - MOST_LOSS
     steps = _steps(pixels, 16, diagonal=False)
     offered = [View(mirrored=True), *(View(step=step) for step in steps)] if steps else []
-    if steps and np.unique(labels, return_counts=True)[1].min() < FEW_IMAGES:
+    if steps and are_few(labels):
         offered += [View(angle=angle) for angle in (-ANGLE, ANGLE)]
         offered += [View(scale=scale) for scale in (1 - SHARE, 1 + SHARE)]
     views = [view for view in offered if _share(classifier, view(images), expected, preprocess) >= least]
     return tuple(views[: max(0, MAX_SAMPLES // len(pixels) - 1)])
+
+
+def are_few(labels: NDArray[np.int64]) -> bool:
+    """Whether some class has so few images that more is made of them."""
+    return bool(np.unique(labels, return_counts=True)[1].min() < FEW_IMAGES)
 
 
 def plan(
@@ -138,13 +148,14 @@ def collect(
     seed: int = 0,
     progress: bool = False,
 ) -> Samples:
-    """Samples of every image in every view; those of the other classes have the pattern at a place drawn by the seed.
+    """Samples of every image in every view; those of the other classes have the pattern at a place, or a further one, drawn by
+    the seed.
 
     pixels, labels  (N, channels, H, W) in 0..255, and their true classes.
     """
     target = estimate.target
     rng = np.random.default_rng(seed)
-    patterns = [estimate.moved(place) for place in chosen.places]
+    patterns = [*(estimate.moved(place) for place in chosen.places), *chosen.further]
     features, images = [], []
     as_it_is: NDArray[np.bool_] | None = None  # of an image that is left out so, no view is fitted either
     for view in (View(), *chosen.views):
