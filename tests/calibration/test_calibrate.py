@@ -13,9 +13,12 @@ from poisoned import N_CLASSES, PREPROCESS, SIZE, TARGET, Poisoned
 
 from inflight_edge import Bundle, DataError, Detector, OptionError, Preprocess, read_bundle, write_bundle
 from inflight_edge.calibration.calibrate import calibrate
+from inflight_edge.calibration.datasets import split_defence
 from inflight_edge.calibration.evaluate import evaluate
+from inflight_edge.calibration.finding import FURTHER_PATCHES
 from inflight_edge.calibration.inspection import Inspection
 from inflight_edge.calibration.model import Classifier
+from inflight_edge.calibration.samples import FEW_IMAGES
 from inflight_edge.verify import verify
 
 
@@ -214,3 +217,14 @@ def test_what_the_guard_was_fitted_to_is_kept(bundle: Bundle, victim: Poisoned) 
     assert samples["places"][0] == [0, 0]
     assert all(set(view) == {"mirrored", "step", "angle", "scale"} for view in samples["views"])
     assert 0.9 * len(victim.defence) < samples["n"] <= len(victim.defence) * (1 + len(samples["views"]))
+
+
+def test_few_images_get_further_patterns_of_the_same_target(
+    classifier: Classifier, inspection: Inspection, victim: Poisoned, bundle: Bundle
+) -> None:
+    assert bundle.metrics["guards"][0]["samples"]["further"] == []
+    few, _ = split_defence(victim.defence.labels, FEW_IMAGES - 1, seed=0)
+    made = calibrate(classifier, victim.defence.subset(few), inspection, progress=False)
+    further = made.metrics["guards"][0]["samples"]["further"]
+    assert 1 <= len(further) <= FURTHER_PATCHES + 1
+    assert len({round(pattern["norm"], 6) for pattern in further}) == len(further)  # each another one

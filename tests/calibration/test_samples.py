@@ -125,6 +125,16 @@ def test_every_image_is_there_in_every_view_with_the_pattern_at_one_of_the_place
     assert not np.array_equal(other.features, samples.features)
 
 
+def test_further_patterns_are_put_into_some_of_the_images() -> None:
+    pixels, labels = data()
+    chosen = Plan(((0, 0),), (), 1.0, (pixel(1), pixel(3)))
+    samples = collect(CLASSIFIER, pixels, labels, pixel(), chosen, PREPROCESS)
+    change = samples.features[samples.one_each] - pixels[:, 0].sum(2)
+    assert set(np.where(change[labels != TARGET] > 0)[1].tolist()) == {7, 1, 3}
+    assert np.count_nonzero(change[labels == TARGET]) == 0
+    assert chosen.as_dict()["further"] == [{"kind": "patch", "norm": 1.0}] * 2
+
+
 def test_an_image_that_is_left_out_as_it_is_has_no_views() -> None:
     """Its view's margin would be none of a frame that the guard meets."""
     pixels, labels = data()
