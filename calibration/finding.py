@@ -148,8 +148,10 @@ class Searcher:
                 norms = self.addition_norms()
                 added = self.perturbations(norms)
                 if compared is not None:
-                    better = {finding.target for finding, _ in added if additions_fit(compared, norms)[finding.target]}
-                    findings = [f for f in findings if f.method != FOUND_BY[0] or f.target not in better]
+                    fits = additions_fit(compared, norms)
+                    masks = {f.target for f in findings if f.method == FOUND_BY[0] and fits[f.target]}
+                    findings = [f for f in findings if f.target not in masks & {other.target for other, _ in added}]
+                    added = [(f, self.from_all(e) if f.target in masks else e) for f, e in added]
                 self._keep(estimates, findings, added)
         return tuple(estimates), tuple(findings)
 
@@ -339,6 +341,13 @@ class Searcher:
             if len(sources) < (self.n_classes - 1) / 2:
                 return self.additions([target], [sources], FINAL_ADDITION)[0]
         return self.additions([target], [self.others(target)], FINAL_ADDITION)[0]
+
+    def from_all(self, estimate: Estimate) -> Estimate:
+        """The addition from all other classes to the estimate's target, if it works; for one that a mask leads to from all."""
+        if len(estimate.sources) == self.n_classes - 1:
+            return estimate
+        pooled = self.additions([estimate.target], [self.others(estimate.target)], FINAL_ADDITION)[0]
+        return pooled if pooled.success >= CONFIRMED else estimate
 
     def further(self, estimate: Estimate) -> tuple[Estimate, ...]:
         """Other patterns that send at least .8 of the held-out images of the estimate's sources to its target: patches of

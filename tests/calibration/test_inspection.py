@@ -503,6 +503,13 @@ def test_of_a_class_that_two_searches_name_the_smaller_kind_is_kept(
         Searcher, "perturbations", lambda self, norms: [(Finding(TARGET, "one-way perturbation", 0.2), addition)]
     )
     monkeypatch.setattr(Searcher, "pair_patches", lambda self: pair_patches(np.ones((N_CLASSES, N_CLASSES))))
+    everyone = tuple(c for c in range(N_CLASSES) if c != TARGET)
+    pooled = [replace(addition, sources=everyone)]
+    monkeypatch.setattr(Searcher, "additions", lambda self, targets, sources, settings: pooled)
     found = inspect(classifier, victim.defence, PREPROCESS, settings=SETTINGS, progress=False)
     assert found.suspects == (TARGET,)
     assert (found.estimates[TARGET].kind, found.findings[0].method) == (kind, method)
+    assert found.estimates[TARGET].sources == everyone  # as the mask's, not the one that the addition came from
+    pooled[0] = replace(addition, sources=everyone, success=0.7)
+    again = inspect(classifier, victim.defence, PREPROCESS, settings=SETTINGS, progress=False)
+    assert again.estimates[TARGET].sources == ((0,) if kind == "addition" else everyone)
