@@ -72,15 +72,11 @@ def calibrate(
     views = recognised(classifier, pixels, data.labels, preprocess)
     plans = {t: plan(classifier, pixels, data.labels, inspection.estimates[t], views, preprocess) for t in chosen}
     if are_few(data.labels):
-        plans = {
-            t: replace(
-                made,
-                further=further_estimates(
-                    classifier, data, preprocess, inspection.estimates[t], seed=seed, progress=progress
-                ),
-            )
-            for t, made in plans.items()
-        }
+        estimates = [inspection.estimates[t] for t in chosen]
+        further = further_estimates(
+            classifier, pixels, data.labels, preprocess, estimates, seed=seed, progress=progress
+        )
+        plans = {t: replace(plans[t], further=found) for t, found in zip(chosen, further, strict=True)}
     case = _Case(data, pixels, preprocess, inspection, plans, seed, progress)
     classifier, choices, layers = _best_layers(case, classifier)
     model = export_onnx(classifier)

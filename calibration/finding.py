@@ -148,10 +148,10 @@ class Searcher:
                 norms = self.addition_norms()
                 added = self.perturbations(norms)
                 if compared is not None:
-                    fits = additions_fit(compared, norms)
-                    masks = {f.target for f in findings if f.method == FOUND_BY[0] and fits[f.target]}
-                    findings = [f for f in findings if f.target not in masks & {other.target for other, _ in added}]
-                    added = [(f, self.from_all(e) if f.target in masks else e) for f, e in added]
+                    fits, both = additions_fit(compared, norms), {finding.target for finding, _ in added}
+                    both &= {f.target for f in findings if f.method == FOUND_BY[0] and fits[f.target]}
+                    findings = [f for f in findings if f.target not in both]
+                    added = [(f, self.from_all(e) if f.target in both else e) for f, e in added]
                 self._keep(estimates, findings, added)
         return tuple(estimates), tuple(findings)
 
@@ -331,16 +331,16 @@ class Searcher:
         """The addition to a target: from all other classes where half of them are near to it, otherwise from the nearest one
         and all that this one's addition sends there.
         """
-        near = self.relative(norms)[:, target] < NEAR
-        if np.count_nonzero(near) < (self.n_classes - 1) / 2:
-            source = min(self.others(target), key=lambda s: norms[s, target])
-            estimate = self.additions([target], [(source,)], replace(ADDITION, images=32))[0]
+        half = (self.n_classes - 1) / 2
+        sources = tuple(np.flatnonzero(self.relative(norms)[:, target] < NEAR).tolist())
+        if len(sources) < half:
+            nearest = min(self.others(target), key=lambda s: norms[s, target])
+            estimate = self.additions([target], [(nearest,)], replace(ADDITION, images=32))[0]
             sources = self.transfer(estimate)
             if len(sources) <= 1:
                 return estimate
-            if len(sources) < (self.n_classes - 1) / 2:
-                return self.additions([target], [sources], FINAL_ADDITION)[0]
-        return self.additions([target], [self.others(target)], FINAL_ADDITION)[0]
+        everyone = len(sources) >= half
+        return self.additions([target], [self.others(target) if everyone else sources], FINAL_ADDITION)[0]
 
     def from_all(self, estimate: Estimate) -> Estimate:
         """The addition from all other classes to the estimate's target, if it works; for one that a mask leads to from all."""

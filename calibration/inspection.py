@@ -121,8 +121,9 @@ def inspect(
     if wrong := [t for t in targets or () if not 0 <= t < classifier.n_classes]:
         raise OptionError(f"targets: expected class indices from 0 to {classifier.n_classes - 1}, got {wrong[0]}")
     data.check_labels(classifier.n_classes, every_class=True)
-    accuracy = check_accuracy(classifier, data.pixels(preprocess), data, preprocess)
-    searcher = _searcher(classifier, data, preprocess, settings or Settings(), seed, progress)
+    pixels = data.pixels(preprocess)
+    accuracy = check_accuracy(classifier, pixels, data, preprocess)
+    searcher = _searcher(classifier, pixels, data.labels, preprocess, settings or Settings(), seed, progress)
     with one_thread_if_small(classifier):
         estimates, findings = searcher.run(method, targets or ())
     indices = anomaly_indices(np.array([e.norm for e in estimates]))
@@ -132,21 +133,31 @@ def inspect(
 
 def further_estimates(
     classifier: Classifier,
-    data: ImageSet,
+    pixels: NDArray[np.float32],
+    labels: NDArray[np.int64],
     preprocess: Preprocess,
-    estimate: Estimate,
+    estimates: Sequence[Estimate],
     *,
     seed: int = 0,
     progress: bool = True,
-) -> tuple[Estimate, ...]:
-    """Other patterns of patch and addition that lead to the estimate's target from its sources, those that work."""
-    searcher = _searcher(classifier, data, preprocess, Settings(), seed, progress)
+) -> list[tuple[Estimate, ...]]:
+    """Of each estimate the other patterns, patches and an addition, that lead from its sources to its target, those that work.
+
+    pixels, labels  (N, channels, H, W) in 0..255, and their true classes.
+    """
+    searcher = _searcher(classifier, pixels, labels, preprocess, Settings(), seed, progress)
     with one_thread_if_small(classifier):
-        return searcher.further(estimate)
+        return [searcher.further(estimate) for estimate in estimates]
 
 
 def _searcher(
-    classifier: Classifier, data: ImageSet, preprocess: Preprocess, settings: Settings, seed: int, progress: bool
+    classifier: Classifier,
+    pixels: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    preprocess: Preprocess,
+    settings: Settings,
+    seed: int,
+    progress: bool,
 ) -> Searcher:
     mean, std = (torch.tensor(values).reshape(1, -1, 1, 1) for values in (preprocess.mean, preprocess.std))
     factor = 255.0 * preprocess.scale
@@ -164,8 +175,8 @@ def _searcher(
         with torch.autocast("cpu", torch.bfloat16):
             return classifier(((images * factor - mean) / std).contiguous(memory_format=torch.channels_last))[0].float()
 
-    pixels, n_classes = data.pixels(preprocess), classifier.n_classes
-    return Searcher(fast, logits, pixels, data.labels, n_classes, settings, seed, progress, coarse=not small)
+    n_classes = classifier.n_classes
+    return Searcher(fast, logits, pixels, labels, n_classes, settings, seed, progress, coarse=not small)
 
 
 def check_accuracy(

@@ -488,9 +488,8 @@ def test_of_a_class_that_two_searches_name_the_smaller_kind_is_kept(
     def patches(
         self: Searcher, targets: list[int], sources: list[tuple[int, ...]], settings: Settings | None = None
     ) -> list[PatchEstimate]:
-        norms = {TARGET: 1.0}
         return [
-            PatchEstimate(t, nothing, nothing[None], norms.get(t, 10.0), 0.9, s)
+            PatchEstimate(t, nothing, nothing[None], 1.0 if t == TARGET else 10.0, 0.9, s)
             for t, s in zip(targets, sources, strict=True)
         ]
 
