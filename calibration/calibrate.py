@@ -50,7 +50,7 @@ def calibrate(
     """Fit a guard for every suspected target and assemble the bundle.
 
     Where the classifier offers alternative feature layers, those with the lowest held-out errors are taken, first of the
-    verdict, down to ENOUGH, then of the source, means over the targets; its own where no others are better.
+    verdict, down to one image's share, then of the source, means over the targets; its own where no others are better.
 
     data        clean labelled images.    targets  classes to guard; None takes the inspection's suspects.
     precisions  of the classifier's arithmetic, of PRECISIONS; fp32 is always there.  Each has guards of its own.
@@ -196,7 +196,7 @@ def _best_layers(case: _Case, classifier: Classifier) -> tuple[Classifier, list[
             failures.append(error)
             continue
         errors = record["verdict_error"], record["source_error"] = _errors(choices)
-        rank = preference(*errors)
+        rank = preference(*errors, len(case.data))
         if best is None or rank < best[0]:
             best = rank, network, choices
     if best is None:

@@ -29,7 +29,6 @@ from inflight_edge.guard import Guard, Kind, packed_size
 from inflight_edge.scoring.reference import log_likelihoods
 
 __all__ = [
-    "ENOUGH",
     "Candidate",
     "Choice",
     "Trial",
@@ -40,9 +39,6 @@ __all__ = [
     "select",
     "verdict_error",
 ]
-
-# Verdict errors below this are alike; then the source decides.
-ENOUGH = 1e-3
 
 MAX_FACTOR_FEATURES = 4096
 MAX_PARAMETER_BYTES = 256 << 20
@@ -129,7 +125,7 @@ def select(
     images    (N,) which image each sample shows: all views of an image are held out together.  None: one sample each.
     The folds run where joblib is told to, one after another unless told: joblib.parallel_config(backend="dask") spreads
     them over a cluster.  The numbers do not depend on it.
-    First the lowest verdict error, where all up to ENOUGH are alike; then the lowest source error.
+    First the lowest verdict error, where all up to one image's share are alike; then the lowest source error.
     Raises DataError when a class has too few images, and for features that are not finite.
     """
     if not np.isfinite(features).all():
@@ -159,11 +155,11 @@ def select(
         _trial(option, margin, source, labels, target)
         for option, margin, source in zip(options, held_out_margins, sources, strict=True)
     ]
-    order = sorted(range(len(trials)), key=lambda i: _preference(trials[i]))
+    order = sorted(range(len(trials)), key=lambda i: _preference(trials[i], len(first)))
     ranked = [trials[i] for i in order]
     winner = held_out_margins[order[0]].astype(np.float32)
     clean = np.sort(winner[first[labels[first] == target]])
-    return Choice(ranked[0], _reason(ranked), tuple(ranked), clean, winner, sources[order[0]])
+    return Choice(ranked[0], _reason(ranked, len(first)), tuple(ranked), clean, winner, sources[order[0]])
 
 
 def folds(labels: NDArray[np.int64], images: NDArray[np.int64], n_folds: int, seed: int) -> Iterator[NDArray[np.bool_]]:
@@ -248,18 +244,21 @@ def _tail(values: NDArray[np.float64], counted: float) -> float:
     return float(norm.sf(-values.mean() / deviation)) if deviation > 0 else counted
 
 
-def preference(verdict_error: float, source_error: float) -> tuple[float, float]:
-    """Order of held-out errors, the best first: verdict errors up to ENOUGH are alike, then the source decides."""
-    return max(verdict_error, ENOUGH), source_error
+def preference(verdict_error: float, source_error: float, n_images: int) -> tuple[float, float]:
+    """Order of held-out errors, the best first: the verdict's, then the source's.
+
+    Verdict errors up to one image's share are alike: so many images cannot tell them apart.
+    """
+    return max(verdict_error, 1 / n_images), source_error
 
 
-def _preference(trial: Trial) -> tuple[float, float, float]:
-    return (*preference(trial.verdict_error, trial.source_error), trial.verdict_error)
+def _preference(trial: Trial, n_images: int) -> tuple[float, float, float]:
+    return (*preference(trial.verdict_error, trial.source_error, n_images), trial.verdict_error)
 
 
-def _reason(order: list[Trial]) -> str:
+def _reason(order: list[Trial], n_images: int) -> str:
     best = order[0]
-    alike = [t for t in order if _preference(t)[0] == _preference(best)[0]]
+    alike = [t for t in order if _preference(t, n_images)[0] == _preference(best, n_images)[0]]
     text = (
         f"{best.candidate}: held-out verdict error {best.verdict_error:.4f} (false alarms {best.false_alarms:.4f}, missed "
         f"{best.missed:.4f}), "

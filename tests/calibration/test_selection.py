@@ -13,7 +13,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from inflight_edge.calibration import selection
 from inflight_edge.calibration.density import GuardEstimator
-from inflight_edge.calibration.selection import Candidate, Trial, candidates, fit, select
+from inflight_edge.calibration.selection import Candidate, Trial, candidates, fit, preference, select
 from inflight_edge.errors import DataError
 from inflight_edge.guard import Guard
 
@@ -123,7 +123,7 @@ def test_folds_depend_on_the_seed_alone() -> None:
     assert one.trials != other.trials
 
 
-# In the order that they must end up in: the verdict errors up to a thousandth are alike, then the source error decides.
+# In the order that they must end up in for 120 images: verdict errors up to 1 / 120 are alike, then the source decides.
 RANKED = [
     Trial(DIAGONAL, 0.0, 0.0018, 0.0009, 0.30),
     Trial(SHARED, 0.0, 0.0, 0.0001, 0.40),
@@ -145,6 +145,14 @@ def test_order_of_preference_and_its_reason(monkeypatch: pytest.MonkeyPatch, ord
         "diagonal, 1 component, regularisation 0.01: held-out verdict error 0.0009 (false alarms 0.0000, missed 0.0018), "
         "source error 0.3000, the lowest of the 3 of 5 densities as good"
     )
+
+
+def test_the_fewer_the_images_the_sooner_the_source_decides() -> None:
+    def better(n_images: int) -> bool:
+        return preference(0.008, 0.1, n_images) < preference(0.004, 0.3, n_images)
+
+    assert preference(0.004, 0.3, 100) == (0.01, 0.3)
+    assert [better(n_images) for n_images in (100, 125, 126, 1000)] == [True, True, False, False]
 
 
 @pytest.mark.parametrize(
