@@ -22,7 +22,7 @@ from inflight_edge.calibration.precision import to_fp16, to_int8
 from inflight_edge.calibration.samples import Plan, Samples, are_few, collect, plan, recognised, spread
 from inflight_edge.calibration.selection import Choice, fit, preference, select
 from inflight_edge.engines.onnxruntime import OnnxRuntimeEngine
-from inflight_edge.errors import DataError, ModelError, OptionError
+from inflight_edge.errors import DataError, GuardError, ModelError, OptionError
 from inflight_edge.guard import Guard
 from inflight_edge.preprocess import Preprocess
 from inflight_edge.scoring.reference import log_likelihoods
@@ -178,8 +178,9 @@ def _best_layers(case: _Case, classifier: Classifier) -> tuple[Classifier, list[
     """The classifier with the best feature layers on offer, its densities, and a record of each that was tried."""
     best: tuple[tuple[float, float], Classifier, list[_Chosen]] | None = None
     records: list[dict[str, Any]] = []
-    failures: list[DataError] = []
+    failures: list[DataError | GuardError] = []
     samples = _collected(case, classifier.together or classifier)
+    n_images = min(len(np.unique(s.images)) for s in samples.values())
     first = 0
     for network in (classifier, *classifier.alternatives):
         columns = slice(first, first + network.n_features)
@@ -191,12 +192,12 @@ def _best_layers(case: _Case, classifier: Classifier) -> tuple[Classifier, list[
         }
         try:
             choices = _choose(case, own)
-        except DataError as error:  # a dead unit of one layer leaves the others
+        except (DataError, GuardError) as error:  # a dead unit of one layer leaves the others
             record["error"] = str(error)
             failures.append(error)
             continue
         errors = record["verdict_error"], record["source_error"] = _errors(choices)
-        rank = preference(*errors, len(case.data))
+        rank = preference(*errors, n_images)
         if best is None or rank < best[0]:
             best = rank, network, choices
     if best is None:

@@ -113,7 +113,7 @@ class Searcher:
         """One estimate per class, and the findings, at most one a class; the earlier search has precedence, but where a class
         is named by its mask and by an addition, additions_fit decides.
 
-        targets: classes that the user takes for targets, whose pattern is looked for from single sources as well.
+        targets: classes that the user takes for targets, whose patch is looked for from single sources as well.
         """
         others = [self.others(t) for t in range(self.n_classes)]
         estimates: list[Estimate] = []
@@ -202,8 +202,7 @@ class Searcher:
         result = []
         for target, classes, addition in zip(targets, sources, found, strict=True):
             values = addition.perturbation.clamp(-1, 1).numpy()
-            norm = max(addition.norm, 1e-9)
-            estimate = AdditionEstimate(target, values, norm, 0.0, classes)
+            estimate = AdditionEstimate(target, values, addition.size, 0.0, classes)
             result.append(replace(estimate, success=self.success(estimate, classes)))
         return result
 
@@ -314,7 +313,7 @@ class Searcher:
         return result
 
     def addition_norms(self) -> Floats:
-        """(sources, targets): norm of the smallest addition that a search per pair finds; 1 on the diagonal."""
+        """(sources, targets): size of the smallest addition that a search per pair finds; 1 on the diagonal."""
         pairs = list(permutations(range(self.n_classes), 2))
         settings = AdditionSettings()
         searches = [self.search(t, (s,)) for s, t in pairs]
@@ -324,7 +323,7 @@ class Searcher:
             found = search_additions(self.fast, searches, settings=settings, bar=bar)
         norms = np.ones((self.n_classes, self.n_classes))
         for (s, t), addition in zip(pairs, found, strict=True):
-            norms[s, t] = max(addition.norm, 1e-9)
+            norms[s, t] = addition.size
         return norms
 
     def addition_to(self, target: int, norms: Floats) -> AdditionEstimate:

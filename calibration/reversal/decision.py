@@ -60,17 +60,19 @@ def suspicious(norms: Floats) -> NDArray[np.bool_]:
 
 
 def relative_norms(norms: Floats, gaps: Floats) -> Floats:
-    """(sources, targets): each norm for its gap, over the source's median; NaN on the diagonal.
+    """(sources, targets): each norm for its gap, over the source's median; NaN on the diagonal, infinite without a gap.
 
     norms  (classes, classes) of the smallest pattern from source (row) to target (column), the diagonal not read.
     gaps   (classes, classes): mean over clean images of the source of its own logit minus the target's.  Where a class is
-           almost the target already, a small pattern is no wonder.  At least a tenth of the median gap is taken.
+           almost the target already, a small pattern is no wonder.  At least a tenth of the median gap is taken.  Images
+           that are mostly taken for the target without any pattern say nothing of one.
     """
     off = ~np.eye(len(norms), dtype=bool)
     least = max(0.1 * float(np.median(gaps[off])), np.finfo(np.float64).tiny)
     logs = np.log(norms) - np.log(np.maximum(gaps, least))
     np.fill_diagonal(logs, np.nan)
     result: Floats = np.exp(logs - np.nanmedian(logs, axis=1, keepdims=True))
+    result[off & (gaps <= 0.0)] = np.inf
     return result
 
 

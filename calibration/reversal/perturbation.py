@@ -42,12 +42,15 @@ class Addition:
     """What a search found: perturbation (channels, H, W) in full scales, its Euclidean norm, updates made.
 
     reached  whether the wanted share of the images gets to the class.
+    size     what it counts with where classes are compared: the norm, or, where no update was made because nothing leads
+             to the class or the images are there already, how far a search can go.
     """
 
     perturbation: Tensor
     norm: float
     steps: int
     reached: bool
+    size: float
 
 
 def search_additions(
@@ -114,7 +117,9 @@ def search_additions(
     for i, pool in enumerate(pools):
         if reached[i] and steps[i]:
             values[i] = _shortened(logits, pool, searches[i].target, before[i], values[i], settings.success)
-        results.append(Addition(values[i], float(values[i].norm()), steps[i], reached[i]))
+        norm = float(values[i].norm())
+        size = norm if norm > 0.0 else settings.steps * length
+        results.append(Addition(values[i], norm, steps[i], reached[i], size))
     return results
 
 

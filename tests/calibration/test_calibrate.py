@@ -11,7 +11,7 @@ import torch
 from bundles import assert_same
 from poisoned import N_CLASSES, PREPROCESS, SIZE, TARGET, Poisoned
 
-from inflight_edge import Bundle, DataError, Detector, OptionError, Preprocess, read_bundle, write_bundle
+from inflight_edge import Bundle, DataError, Detector, GuardError, OptionError, Preprocess, read_bundle, write_bundle
 from inflight_edge.calibration.calibrate import calibrate
 from inflight_edge.calibration.datasets import split_defence
 from inflight_edge.calibration.evaluate import evaluate
@@ -190,25 +190,35 @@ def test_of_layers_with_equal_errors_the_default_is_taken(
     assert made.feature_layer == "first"
 
 
-class Infinite:
-    """Logits of a classifier, no usable features."""
+class Scaled:
+    """Logits of a classifier, features too large or too small to use."""
 
-    def __init__(self, classifier: Classifier) -> None:
-        self.graph = classifier.graph
+    def __init__(self, classifier: Classifier, factor: float) -> None:
+        self.graph, self.factor = classifier.graph, factor
 
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits, features = self.graph(images)
-        return logits, features / 0.0
+        return logits, features * self.factor
 
 
+@pytest.mark.parametrize(
+    ("factor", "error", "message"),
+    [(float("inf"), DataError, "features are not finite"), (1e-42, GuardError, "scale")],
+)
 def test_a_layer_that_cannot_be_fitted_leaves_the_others(
-    classifier: Classifier, inspection: Inspection, victim: Poisoned, bundle: Bundle
+    classifier: Classifier,
+    inspection: Inspection,
+    victim: Poisoned,
+    bundle: Bundle,
+    factor: float,
+    error: type[Exception],
+    message: str,
 ) -> None:
-    dead = replace(classifier, graph=Infinite(classifier), feature_layer="dead")  # type: ignore[arg-type]
+    dead = replace(classifier, graph=Scaled(classifier, factor), feature_layer="dead")  # type: ignore[arg-type]
     made = calibrate(offering(dead, classifier), victim.defence, inspection, progress=False)
     assert_same(replace(made, metrics=bundle.metrics), bundle)
-    assert "features are not finite" in made.metrics["feature_layers"][0]["error"]
-    with pytest.raises(DataError, match="features are not finite"):
+    assert message in made.metrics["feature_layers"][0]["error"]
+    with pytest.raises(error, match=message):
         calibrate(offering(dead), victim.defence, inspection, progress=False)
 
 

@@ -48,6 +48,11 @@ def test_what_is_there_already_needs_nothing_and_what_is_far_is_not_reached() ->
     near, far = search_additions(linear, [search(0), search(1)], settings=settings)
     assert (near.reached, near.norm, near.steps) == (True, 0.0, 0)
     assert (far.reached, far.steps) == (False, 5)
+    assert far.size == far.norm == pytest.approx(0.1)
+    # Neither images that are there already nor a network without a slope may look like the smallest addition of all.
+    (flat,) = search_additions(lambda x: linear(0 * x), [search(1)], settings=settings)
+    assert (flat.reached, flat.norm) == (False, 0.0)
+    assert near.size == flat.size == pytest.approx(0.1)
 
 
 def test_searches_share_passes_and_nothing_else() -> None:
@@ -98,15 +103,15 @@ def test_p_values_of_exchangeable_norms_are_seldom_small() -> None:
 
 
 def test_relative_norms_by_hand() -> None:
-    """Gaps of 1, 2 and 4 let expect norms of 3, 6 and 12 from the first class; others have gaps too small to count."""
+    """Gaps of 1, 2 and 4 let expect norms of 3, 6 and 12 from the first class; others have gaps too small to count, or none."""
     norms = np.array([[9.0, 3.0, 6.0, 1.2], [2.0, 9.0, 2.0, 2.0], [5.0, 5.0, 9.0, 5.0], [7.0, 7.0, 7.0, 9.0]])
-    gaps = np.array([[0.0, 1.0, 2.0, 4.0], [2.0, 0.0, 2.0, 2.0], [2.0, 2.0, 0.0, 0.0], [2.0, 2.0, -5.0, 0.0]])
+    gaps = np.array([[0.0, 1.0, 2.0, 4.0], [2.0, 0.0, 2.0, 2.0], [2.0, 2.0, 0.0, 0.1], [2.0, 2.0, -5.0, 0.0]])
     relative = relative_norms(norms, gaps)
     assert np.isnan(np.diag(relative)).all()
     np.testing.assert_allclose(relative[0, 1:], [1.0, 1.0, 0.1])
     np.testing.assert_allclose(relative[1, [0, 2, 3]], 1.0)
     np.testing.assert_allclose(relative[2, [0, 1, 3]], [1.0, 1.0, 10.0])  # a tenth of the median gap, 2
-    np.testing.assert_allclose(relative[3, :3], [1.0, 1.0, 10.0])
+    np.testing.assert_allclose(relative[3, :3], [1.0, 1.0, np.inf])  # taken for the other class without any pattern
     assert np.argwhere(small_pairs(relative)).tolist() == [[0, 3]]
     assert near_targets(relative) == {3: pytest.approx(0.1)}
 
