@@ -54,7 +54,7 @@ def calibrate(
 
     data        clean labelled images.    targets  classes to guard; None takes the inspection's suspects.
     precisions  of the classifier's arithmetic, of PRECISIONS; fp32 is always there.  Each has guards of its own.
-    Raises OptionError without any target, DataError or ModelError when data or model do not fit.
+    Raises OptionError without any target, DataError, GuardError or ModelError when data or model do not fit.
     """
     preprocess = inspection.preprocess
     chosen = tuple(inspection.suspects if targets is None else targets)
@@ -180,7 +180,7 @@ def _best_layers(case: _Case, classifier: Classifier) -> tuple[Classifier, list[
     records: list[dict[str, Any]] = []
     failures: list[DataError | GuardError] = []
     samples = _collected(case, classifier.together or classifier)
-    n_images = min(len(np.unique(s.images)) for s in samples.values())
+    n_images = min(len(s.one_each) for s in samples.values())
     first = 0
     for network in (classifier, *classifier.alternatives):
         columns = slice(first, first + network.n_features)

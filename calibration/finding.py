@@ -148,8 +148,9 @@ class Searcher:
                 norms = self.addition_norms()
                 added = self.perturbations(norms)
                 if compared is not None:
-                    fits, both = additions_fit(compared, norms), {finding.target for finding, _ in added}
-                    both &= {f.target for f in findings if f.method == FOUND_BY[0] and fits[f.target]}
+                    fits = additions_fit(compared, norms)
+                    masks = {f.target for f in findings if f.method == FOUND_BY[0] and fits[f.target]}
+                    both = masks & {f.target for f, _ in added}
                     findings = [f for f in findings if f.target not in both]
                     added = [(f, self.from_all(e) if f.target in both else e) for f, e in added]
                 self._keep(estimates, findings, added)

@@ -126,7 +126,8 @@ def select(
     The folds run where joblib is told to, one after another unless told: joblib.parallel_config(backend="dask") spreads
     them over a cluster.  The numbers do not depend on it.
     First the lowest verdict error, where all up to one image's share are alike; then the lowest source error.
-    Raises DataError when a class has too few images, and for features that are not finite.
+    Raises DataError when a class has too few images, and for features that are not finite; GuardError for features whose
+    densities float32 cannot hold.
     """
     if not np.isfinite(features).all():
         raise DataError("the model's features are not finite; check --scale, --mean and --std")
