@@ -182,16 +182,31 @@ def _searcher(
 def check_accuracy(
     classifier: Classifier, pixels: NDArray[np.float32], data: ImageSet, preprocess: Preprocess
 ) -> float:
-    """Clean accuracy; DataError when it is near chance."""
+    """Clean accuracy; DataError when it is near chance, or when classes have changed places."""
     logits, _ = extract(classifier, pixels, preprocess)
     if not np.isfinite(logits).all():
         raise DataError(f"{data.origin}: the model's logits are not finite; check --scale, --mean and --std")
-    accuracy = float((logits.argmax(1) == data.labels).mean())
+    predicted = logits.argmax(1)
+    accuracy = float((predicted == data.labels).mean())
     chance = 1.0 / classifier.n_classes
     if accuracy < chance + 0.2 * (1.0 - chance):
         raise DataError(
             f"{data.origin}: the model gets only {accuracy:.1%} of these images right (chance: {chance:.1%}); check --scale, "
             f"--mean, --std (now scale {preprocess.scale:g}, mean {preprocess.mean}, std {preprocess.std}) and the class order"
+        )
+    order = np.arange(classifier.n_classes)
+    most = order.copy()  # what more than half of a class's images are taken for; else the class itself
+    for label in np.unique(data.labels):
+        counts = np.bincount(predicted[data.labels == label])
+        if 2 * counts.max() > counts.sum():
+            most[label] = counts.argmax()
+    moved = order[most != order]
+    if moved.size and np.array_equal(np.sort(most[moved]), moved):
+        names = [f"{c} ({data.class_names[c]})" if data.class_names else str(c) for c in order]
+        pairs = ", ".join(f"{names[a]} for {names[most[a]]}" for a in moved)
+        raise DataError(
+            f"{data.origin}: expected labels in the model's class order, but it takes most images of class {pairs}; "
+            "correct the labels, or the order of the folders"
         )
     return accuracy
 

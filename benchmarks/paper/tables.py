@@ -38,6 +38,7 @@ PAPER = {
 HEADER = (
     "data, network, attack",
     "seeds",
+    "named",
     "ACC",
     "ASR",
     "TPR",
@@ -63,6 +64,7 @@ def table(records: list[dict[str, Any]]) -> str:
             (
                 _case(*case),
                 ", ".join(str(record["seed"]) for record in sorted(group, key=lambda r: r["seed"])),
+                "; ".join(sorted({_named(record.get("suspects")) for record in group})),
                 *(_spread([record[key] for record in group]) for key in ("acc", "asr")),
                 _rate(group, "tpr", "n_triggered"),
                 _rate(group, "fpr", "n_clean"),
@@ -138,6 +140,14 @@ def _identity(record: dict[str, Any]) -> tuple[str, ...]:
 def _case(dataset: str, network: str, epochs: str, attack: str, setting: str) -> str:
     what = {"none": "no attack", "all": f"{attack} all to all"}.get(setting, f"{attack} {setting}-class")
     return ", ".join(part for part in (NAMES[dataset], network, epochs, what) if part)
+
+
+def _named(suspects: list[int] | None) -> str:
+    """The classes that the inspection takes for targets."""
+    if suspects is None:
+        return "-"
+    whole = len(suspects) > 2 and sorted(suspects) == list(range(len(suspects)))
+    return f"0 to {len(suspects) - 1}" if whole else ", ".join(map(str, sorted(suspects))) or "none"
 
 
 def _ratio(one: float | None, other: float | None) -> float | None:

@@ -17,7 +17,7 @@ def record(seed: int, fpr: float, sia: float | None, n_triggered: int = 10) -> d
         "detector": "guard",
     }
     figures = {"acc": 0.5, "asr": 1.0 - seed / 10, "tpr": 1.0, "fpr": fpr, "sia": sia}
-    return {**names, **figures, "n_clean": 10, "n_triggered": n_triggered}
+    return {**names, **figures, "suspects": [9], "n_clean": 10, "n_triggered": n_triggered}
 
 
 def cells(*records: dict[str, Any]) -> list[str]:
@@ -27,21 +27,21 @@ def cells(*records: dict[str, Any]) -> list[str]:
 def test_one_seed_has_an_interval_and_no_spread() -> None:
     # Clopper and Pearson, none of ten: 0 to 1 - .025 ** (1 / 10).
     row = cells(record(0, 0.0, 1.0))
-    assert row[1:3] == ["0", "0.5000"]
-    assert row[4:7] == ["1.0000 [0.6915, 1.0000]", "0.0000 [0.0000, 0.3085]", "1.0000 [0.6915, 1.0000]"]
-    assert row[7] == "-"
-    assert row[8] == "1.0000 / 0.0022 / 0.9764"
+    assert row[1:4] == ["0", "9", "0.5000"]
+    assert row[5:8] == ["1.0000 [0.6915, 1.0000]", "0.0000 [0.0000, 0.3085]", "1.0000 [0.6915, 1.0000]"]
+    assert row[8] == "-"
+    assert row[9] == "1.0000 / 0.0022 / 0.9764"
 
 
 def test_frames_of_all_seeds_are_pooled() -> None:
     row = cells(record(1, 0.1, 1.0), record(0, 0.0, 0.9))
     assert row[1] == "0, 1"
-    assert row[3] == "0.9500 (0.9000 to 1.0000)"
-    assert row[5] == "0.0500 [0.0013, 0.2487]"  # one of twenty
+    assert row[4] == "0.9500 (0.9000 to 1.0000)"
+    assert row[6] == "0.0500 [0.0013, 0.2487]"  # one of twenty
 
 
 def test_rate_without_frames_is_a_dash() -> None:
-    assert cells(record(0, 0.0, None, n_triggered=0))[6] == "-"
+    assert cells(record(0, 0.0, None, n_triggered=0))[7] == "-"
 
 
 def test_other_defences_stand_beside_the_guard() -> None:
@@ -56,13 +56,18 @@ def test_other_defences_stand_beside_the_guard() -> None:
 
 def test_source_accuracy_is_set_against_the_classifiers_own() -> None:
     row = cells({**record(0, 0.0, 0.9), "acc_source": 0.95}, {**record(1, 0.0, 0.8), "acc_source": 0.8})
-    assert row[7] == "0.9737 (0.9474 to 1.0000)"
+    assert row[8] == "0.9737 (0.9474 to 1.0000)"
 
 
 def test_clean_classifier_has_its_row() -> None:
     nothing = dict.fromkeys(("asr", "tpr", "fpr", "sia", "n_clean", "n_triggered"))
-    row = cells({**record(0, 0.0, None), **nothing, "attack": "none", "setting": "none"})
-    assert row == ["MNIST, lenet5, no attack", "0", "0.5000", *["-"] * 6]
+    row = cells({**record(0, 0.0, None), **nothing, "attack": "none", "setting": "none", "suspects": []})
+    assert row == ["MNIST, lenet5, no attack", "0", "none", "0.5000", *["-"] * 6]
+
+
+def test_classes_that_the_inspections_named() -> None:
+    assert cells({**record(0, 0.0, 1.0), "suspects": [1, 2, 0]})[2] == "0 to 2"
+    assert cells(record(0, 0.0, 1.0), {**record(1, 0.0, 1.0), "suspects": [9, 3]})[2] == "3, 9; 9"
 
 
 def test_patching_has_a_column_for_each_rate_and_is_no_filter() -> None:

@@ -267,6 +267,27 @@ def test_limit_of_the_accuracy() -> None:
         check_accuracy(Fixed(35), pixels, data, preprocess)  # type: ignore[arg-type]
 
 
+def test_classes_that_have_changed_places(classifier: Classifier, victim: Poisoned) -> None:
+    places = np.arange(N_CLASSES)
+    places[[0, 2]] = 2, 0
+    changed = ImageSet(victim.defence.images, places[victim.defence.labels], tuple("abcdefg"), "here")
+    message = r"^here: expected labels .* takes most images of class 0 \(a\) for 2 \(c\), 2 \(c\) for 0 \(a\); correct"
+    with pytest.raises(DataError, match=message):
+        inspect(classifier, changed, PREPROCESS, settings=SHORT, progress=False)
+
+
+def test_a_class_that_the_model_does_not_know_is_no_change_of_places() -> None:
+    class Fixed:
+        n_classes, n_features = 4, 1
+
+        def __call__(self, images: Any) -> Any:
+            return torch.nn.functional.one_hot(torch.tensor([0, 0, 2, 2, 2, 2, 3, 3]), 4).float(), torch.zeros(8, 1)
+
+    data = ImageSet(np.zeros((8, 2, 2), np.uint8), np.repeat(np.arange(4), 2), None, "here")
+    pixels, preprocess = np.zeros((8, 1, 2, 2), np.float32), Preprocess((1, 2, 2))
+    assert check_accuracy(Fixed(), pixels, data, preprocess) == 0.75  # type: ignore[arg-type]
+
+
 def test_logits_that_are_not_finite(classifier: Classifier, victim: Poisoned) -> None:
     huge = Preprocess((1, SIZE, SIZE), 1e36, (0.5,), (0.5,))
     with warnings.catch_warnings():
