@@ -113,8 +113,8 @@ def inspect(
             ``auto`` for both.
     targets  classes that are the suspects whatever is found, as the user knows or fears; None: what is found.
     A fifth of each class's images is held out from the search to measure the patterns' success.
-    Raises OptionError for an unknown method; DataError when the labels do not fit the classifier, or it gets hardly
-    any image right: a wrong scale, mean, std or class order makes every later number meaningless.
+    Raises OptionError for an unknown method; DataError when the labels do not fit the classifier, it gets hardly
+    any image right, or classes have changed places: a wrong scale, mean, std or class order makes every later number meaningless.
     """
     if method not in get_args(Method):
         raise OptionError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
@@ -194,21 +194,25 @@ def check_accuracy(
             f"{data.origin}: the model gets only {accuracy:.1%} of these images right (chance: {chance:.1%}); check --scale, "
             f"--mean, --std (now scale {preprocess.scale:g}, mean {preprocess.mean}, std {preprocess.std}) and the class order"
         )
-    order = np.arange(classifier.n_classes)
-    most = order.copy()  # what more than half of a class's images are taken for; else the class itself
-    for label in np.unique(data.labels):
-        counts = np.bincount(predicted[data.labels == label])
-        if 2 * counts.max() > counts.sum():
-            most[label] = counts.argmax()
-    moved = order[most != order]
-    if moved.size and np.array_equal(np.sort(most[moved]), moved):
-        names = [f"{c} ({data.class_names[c]})" if data.class_names else str(c) for c in order]
-        pairs = ", ".join(f"{names[a]} for {names[most[a]]}" for a in moved)
-        raise DataError(
-            f"{data.origin}: expected labels in the model's class order, but it takes most images of class {pairs}; "
-            "correct the labels, or the order of the folders"
-        )
+    _check_places(predicted, data, classifier.n_classes)
     return accuracy
+
+
+def _check_places(predicted: NDArray[np.int64], data: ImageSet, n_classes: int) -> None:
+    """DataError when each of some classes is mostly taken for another one of them."""
+    order = np.arange(n_classes)
+    taken = np.zeros((n_classes, n_classes), np.int64)
+    np.add.at(taken, (data.labels, predicted), 1)
+    most = np.where(2 * taken.max(axis=1) > taken.sum(axis=1), taken.argmax(axis=1), order)
+    moved = order[most != order]
+    if not moved.size or not np.array_equal(np.sort(most[moved]), moved):
+        return
+    names = [f"{c} ({data.class_names[c]})" if data.class_names else str(c) for c in order]
+    pairs = ", ".join(f"{names[a]} for {names[most[a]]}" for a in moved)
+    raise DataError(
+        f"{data.origin}: expected labels in the model's class order, but it takes most images of class {pairs}; "
+        "correct the labels, or the order of the folders"
+    )
 
 
 def read_inspection(path: str | Path) -> Inspection:

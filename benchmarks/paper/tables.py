@@ -64,7 +64,7 @@ def table(records: list[dict[str, Any]]) -> str:
             (
                 _case(*case),
                 ", ".join(str(record["seed"]) for record in sorted(group, key=lambda r: r["seed"])),
-                "; ".join(sorted({_named(record.get("suspects")) for record in group})),
+                "; ".join(sorted({_named(sorted(record["suspects"])) for record in group})),
                 *(_spread([record[key] for record in group]) for key in ("acc", "asr")),
                 _rate(group, "tpr", "n_triggered"),
                 _rate(group, "fpr", "n_clean"),
@@ -142,12 +142,11 @@ def _case(dataset: str, network: str, epochs: str, attack: str, setting: str) ->
     return ", ".join(part for part in (NAMES[dataset], network, epochs, what) if part)
 
 
-def _named(suspects: list[int] | None) -> str:
-    """The classes that the inspection takes for targets."""
-    if suspects is None:
-        return "-"
-    whole = len(suspects) > 2 and sorted(suspects) == list(range(len(suspects)))
-    return f"0 to {len(suspects) - 1}" if whole else ", ".join(map(str, sorted(suspects))) or "none"
+def _named(suspects: list[int]) -> str:
+    """The classes, in ascending order, that the inspection takes for targets."""
+    if len(suspects) > 2 and suspects == list(range(len(suspects))):
+        return f"0 to {len(suspects) - 1}"
+    return ", ".join(map(str, suspects)) or "none"
 
 
 def _ratio(one: float | None, other: float | None) -> float | None:
