@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from inflight_edge.bundle import PRECISIONS, Bundle, SelfTest, Variant
 from inflight_edge.calibration.datasets import ImageSet
+from inflight_edge.calibration.density import best_other, margins
 from inflight_edge.calibration.evidence import guard_evidence
 from inflight_edge.calibration.export import check_parity, export_onnx
 from inflight_edge.calibration.features import extract
@@ -20,7 +21,8 @@ from inflight_edge.calibration.inspection import Inspection, check_accuracy, fur
 from inflight_edge.calibration.model import Classifier
 from inflight_edge.calibration.precision import to_fp16, to_int8
 from inflight_edge.calibration.samples import Plan, Samples, are_few, collect, plan, recognised, spread
-from inflight_edge.calibration.selection import Choice, fit, preference, select
+from inflight_edge.calibration.selection import Choice, fit, folds, preference, select, verdict_error
+from inflight_edge.calibration.unlearning import joined, unlearned
 from inflight_edge.engines.onnxruntime import OnnxRuntimeEngine
 from inflight_edge.errors import DataError, GuardError, ModelError, OptionError
 from inflight_edge.guard import Guard
@@ -44,6 +46,7 @@ def calibrate(
     *,
     targets: Sequence[int] | None = None,
     precisions: Sequence[str] = ("fp32",),
+    unlearn: bool = False,
     seed: int = 0,
     progress: bool = True,
 ) -> Bundle:
@@ -54,6 +57,8 @@ def calibrate(
 
     data        clean labelled images.    targets  classes to guard; None takes the inspection's suspects.
     precisions  of the classifier's arithmetic, of PRECISIONS; fp32 is always there.  Each has guards of its own.
+    unlearn     join the features of a copy that has unlearned the patterns: finds more sources, and every frame takes two
+                networks' time.
     Raises OptionError without any target, DataError, GuardError or ModelError when data or model do not fit.
     """
     preprocess = inspection.preprocess
@@ -78,7 +83,13 @@ def calibrate(
         )
         plans = {t: replace(plans[t], further=found) for t, found in zip(chosen, further, strict=True)}
     case = _Case(data, pixels, preprocess, inspection, plans, seed, progress)
+    base = classifier
     classifier, choices, layers = _best_layers(case, classifier)
+    gain = None
+    if unlearn:
+        gain = _gain(case, classifier, base)
+        classifier = _with_copy(case, classifier, base)
+        choices = _choose(case, _collected(case, classifier))
     model = export_onnx(classifier)
     parity = check_parity(classifier, model, preprocess.normalise(pixels[spread(len(pixels), 64)]))
     first = _fit(case, classifier, choices, "fp32")
@@ -99,6 +110,7 @@ def calibrate(
         "inspection": inspection.rows(),
         "guards": first.report,
         "feature_layers": layers,
+        **({} if gain is None else {"unlearned": gain}),
         **({"precisions": reports} if reports else {}),
     }
     names = inspection.class_names or tuple(str(c) for c in range(classifier.n_classes))
@@ -126,6 +138,10 @@ class _Case:
     plans: dict[int, Plan]  # of each target
     seed: int
     progress: bool
+
+    def part(self, wanted: NDArray[np.bool_]) -> _Case:
+        """The same with some of the images."""
+        return replace(self, data=self.data.subset(wanted), pixels=self.pixels[wanted])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -209,6 +225,56 @@ def _errors(choices: list[_Chosen]) -> tuple[float, float]:
     """Held-out errors of the verdict and of the source, means over the targets."""
     best = [chosen.choice.best for chosen in choices]
     return float(np.mean([t.verdict_error for t in best])), float(np.mean([t.source_error for t in best]))
+
+
+def _with_copy(case: _Case, classifier: Classifier, base: Classifier) -> Classifier:
+    """The classifier with the features of a copy of ``base`` that has unlearned all targets' patterns behind its own."""
+    patterns = [p for target, made in case.plans.items() for p in made.patterns(case.inspection.estimates[target])]
+    views = next(iter(case.plans.values())).views
+    return joined(
+        classifier,
+        unlearned(
+            base,
+            case.pixels,
+            case.data.labels,
+            patterns,
+            views,
+            case.preprocess,
+            seed=case.seed,
+            progress=case.progress,
+        ),
+    )
+
+
+def _gain(case: _Case, classifier: Classifier, base: Classifier) -> dict[str, Any]:
+    """Errors of the verdict and of the source without an unlearned copy and with one, means over the targets.
+
+    On a fifth of the images that neither the copy nor the densities were fitted to: the features that a copy has of images
+    it was trained on are clearer than others, so that cross-fitting the densities alone would flatter it.
+    """
+    smallest = int(np.unique(case.data.labels, return_counts=True)[1].min())
+    if smallest < 4:
+        raise DataError(f"unlearn: expected at least 4 images of each class, got {smallest}; add clean images")
+    held_out = next(folds(case.data.labels, np.arange(len(case.data)), min(5, smallest), case.seed))
+    kept = case.part(~held_out)
+    network = _with_copy(kept, classifier, base)
+    seen, unseen = _collected(kept, network), _collected(case.part(held_out), network)
+    errors: dict[str, list[tuple[float, float]]] = {"without": [], "with": []}
+    for name, n_features in (("without", classifier.n_features), ("with", network.n_features)):
+        for target, new in unseen.items():
+            known = replace(seen[target], features=np.ascontiguousarray(seen[target].features[:, :n_features]))
+            chosen = _choose(case, {target: known})[0]
+            guard = fit(known.features, known.labels, target, chosen.choice)
+            scores = log_likelihoods(guard, np.ascontiguousarray(new.features[:, :n_features]))
+            flagged = ~((margin := margins(scores, guard.target_row)) < 0)
+            right = flagged & (guard.classes[best_other(scores, guard.target_row)] == new.labels)
+            own = new.labels == target
+            errors[name].append((verdict_error(margin[own], margin[~own]), 1 - float(right[~own].mean())))
+    means = {name: np.mean(pairs, axis=0) for name, pairs in errors.items()}
+    return {
+        "held_out_images": int(held_out.sum()),
+        **{name: {"verdict_error": float(v), "source_error": float(s)} for name, (v, s) in means.items()},
+    }
 
 
 def _fit(case: _Case, network: Classifier | OnnxRuntimeEngine, choices: list[_Chosen], precision: str) -> _Fitted:

@@ -70,6 +70,7 @@ def calibrate(options: argparse.Namespace) -> int:
         data,
         inspection,
         precisions=options.precision,
+        unlearn=options.unlearn,
         seed=options.seed,
         progress=not options.quiet,
     )
@@ -93,6 +94,7 @@ def calibrate(options: argparse.Namespace) -> int:
                     "feature_layer": bundle.feature_layer,
                     "precisions": bundle.precisions,
                     "guards": guards,
+                    **({"unlearned": bundle.metrics["unlearned"]} if options.unlearn else {}),
                 },
                 indent=1,
             )
@@ -107,6 +109,14 @@ def calibrate(options: argparse.Namespace) -> int:
             f"held-out error of the verdict {tried['verdict_error']:.4f}, of the source {tried['source_error']:.4f}"
         )
         print(f"  {tried['feature_layer']}: {found}")
+    if options.unlearn:
+        gain = metrics["unlearned"]
+        without, joined = gain["without"], gain["with"]
+        print(
+            f"copy that has unlearned the pattern, on {gain['held_out_images']} images that nothing was fitted to: error of "
+            f"the source {joined['source_error']:.4f} (without it {without['source_error']:.4f}), of the verdict "
+            f"{joined['verdict_error']:.4f} ({without['verdict_error']:.4f}); every frame takes two networks' time"
+        )
     for guard in guards:
         print(
             f"guard of class {guard['name']}: estimated pattern sends {guard['asr_estimated']:.1%} there; places of the "

@@ -102,12 +102,13 @@ def measure(
     seed: int,
     progress: bool,
     inspection: Inspection | None = None,
+    unlearn: bool = False,
 ) -> dict[str, Any]:
     """Inspect, calibrate, write the bundle and judge held-out frames: the library's path of every experiment.
 
     program  a .pt2 file.      trigger  the attacker's: it meets held-out frames only.   sources  classes it is put on.
     defence, test  clean images of the defender, and held-out ones of the same size.     started  perf_counter of the start.
-    inspection  one that was made already of the same classifier and defence.
+    inspection  one that was made already of the same classifier and defence.     unlearn  see calibrate.
     Returns the figures; all but ``seconds`` are None where no class is suspected.
     """
     classifier = load_classifier(program, image_shape=defence.image_shape)
@@ -116,7 +117,7 @@ def measure(
     inspection.save(folder)
     if not inspection.suspects:
         return {**dict.fromkeys(FIGURES), "seconds": time.perf_counter() - started}
-    bundle = calibrate(classifier, defence, inspection, seed=seed, progress=progress)
+    bundle = calibrate(classifier, defence, inspection, unlearn=unlearn, seed=seed, progress=progress)
     write_bundle(bundle, folder / "bundle", overwrite=True)
     detector = Detector.load(folder / "bundle")
     target = inspection.suspects[0]

@@ -22,6 +22,7 @@ __all__ = [
     "is_recurrent",
     "logits_node",
     "refuse_training_mode",
+    "train_normalisation",
     "with_outputs",
     "works_for_any_batch",
 ]
@@ -67,6 +68,14 @@ def refuse_training_mode(graph: fx.Graph) -> None:
         position = _TRAINING_FLAG.get(node.target)
         if position is not None and len(node.args) > position and node.args[position] is True:
             raise ModelError(f"model: exported in training mode ({node.name}); {REMEDY}")
+
+
+def train_normalisation(module: fx.GraphModule, training: bool) -> None:
+    """Let batch normalisation take each batch's own statistics and keep their running means, or the kept ones."""
+    for node in module.graph.nodes:
+        if node.target is _aten.batch_norm.default:
+            node.update_arg(_TRAINING_FLAG[node.target], training)
+    module.recompile()
 
 
 def input_shape(node: fx.Node, image_shape: tuple[int, int, int]) -> tuple[tuple[int, int, int], int | None]:

@@ -29,7 +29,14 @@ from inflight_edge.calibration.graph import (
 from inflight_edge.errors import ModelError
 from inflight_edge.guard import MAX_FEATURES
 
-__all__ = ["Classifier", "classifier_from_program", "input_channels", "load_classifier", "load_program"]
+__all__ = [
+    "Classifier",
+    "classifier_from_program",
+    "input_channels",
+    "load_classifier",
+    "load_program",
+    "refuse_too_many",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -172,7 +179,7 @@ def classifier_from_program(
 
     result, *others = (classifier(layers) for layers in choices)
     for network in (result, *others):
-        _refuse_too_many(network)
+        refuse_too_many(network)
     if others:
         together = classifier([node for layers in choices for node in layers])
         result = replace(result, alternatives=tuple(others), together=together)
@@ -197,7 +204,7 @@ def _widths(graph: fx.GraphModule, images: Tensor) -> tuple[int, int]:
     return int(logits.shape[1]), int(features.shape[1])
 
 
-def _refuse_too_many(classifier: Classifier) -> None:
+def refuse_too_many(classifier: Classifier) -> None:
     """Raise ModelError when there are more features than a guard takes."""
     if classifier.n_features > MAX_FEATURES:
         raise ModelError(

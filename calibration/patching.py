@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from inflight_edge.calibration.reversal.estimates import Estimate
 from inflight_edge.errors import DataError, OptionError
 from inflight_edge.preprocess import Preprocess
 
-__all__ = ["patch"]
+__all__ = ["STAMPED", "descend", "patch"]
 
 # Of the training images, and of those the ones that carry the estimated pattern under their true label.
 SHARE, STAMPED = 0.1, 0.2
@@ -49,13 +50,26 @@ def patch(
     pixels[stamped] = estimate.embed(pixels[stamped])
     inputs, targets = torch.from_numpy(preprocess.normalise(pixels)), torch.from_numpy(labels[chosen])
     patched = copy.deepcopy(network).requires_grad_(True).train()
-    optimiser = torch.optim.SGD(patched.parameters(), lr=rate)
-    order = torch.from_numpy(rng.permutation(len(chosen)))
-    for positions in order.split(batch):
-        if len(positions) < 2:  # batch normalisation has no variance of one image
-            continue
-        loss = F.cross_entropy(patched(inputs[positions]), targets[positions])
+    order = torch.from_numpy(rng.permutation(len(chosen))).split(batch)
+    # Batch normalisation has no variance of one image.
+    batches = ((inputs[positions], targets[positions]) for positions in order if len(positions) > 1)
+    descend(patched, patched.parameters(), batches, rate)
+    return patched.eval()
+
+
+def descend(
+    network: Callable[[Tensor], Tensor],
+    parameters: Iterable[Tensor],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    rate: float,
+) -> float:
+    """Plain SGD on the cross-entropy of a network's logits, one step for each batch (images, labels); the last loss."""
+    optimiser = torch.optim.SGD(parameters, lr=rate)
+    last = float("nan")
+    for images, labels in batches:
+        loss = F.cross_entropy(network(images), labels)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
-    return patched.eval()
+        last = loss.item()
+    return last

@@ -78,6 +78,7 @@ def _head(bundle: Bundle, name: str) -> str:
         ("input", f"{shape[0]} x {shape[1]} x {shape[2]}"),
         ("features", f"{bundle.n_features}, {bundle.feature_layer}"),
         *_layers(metrics.get("feature_layers")),
+        *_unlearned(metrics.get("unlearned")),
         ("clean images used", _number(metrics.get("n_images"))),
         ("clean accuracy on them", _number(metrics.get("accuracy"))),
     ]
@@ -95,6 +96,19 @@ def _layers(tried: object) -> list[tuple[str, str]]:
         if isinstance(entry, dict)
     ]
     return [("feature layers compared: held-out error of the verdict, of the source", "; ".join(texts))]
+
+
+def _unlearned(gain: object) -> list[tuple[str, str]]:
+    """What the copy that has unlearned the patterns is good for, where there is one."""
+    if not isinstance(gain, dict):
+        return []
+    texts = [
+        f"{name} it {_number(errors.get('verdict_error'))}, {_number(errors.get('source_error'))}"
+        for name in ("without", "with")
+        if isinstance(errors := gain.get(name), dict)
+    ]
+    images = _number(gain.get("held_out_images"))
+    return [(f"unlearned copy: error of the verdict, of the source on {images} images held out", "; ".join(texts))]
 
 
 def _measured(evaluation: Mapping[str, Any] | None) -> str:

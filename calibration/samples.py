@@ -76,6 +76,10 @@ class Plan:
     success: float
     further: tuple[Estimate, ...] = ()
 
+    def patterns(self, estimate: Estimate) -> list[Estimate]:
+        """The estimate at each place, then the further ones."""
+        return [*(estimate.moved(place) for place in self.places), *self.further]
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for the bundle's metrics."""
         views = [{**asdict(view), "step": list(view.step)} for view in self.views]
@@ -155,7 +159,7 @@ def collect(
     """
     target = estimate.target
     rng = np.random.default_rng(seed)
-    patterns = [*(estimate.moved(place) for place in chosen.places), *chosen.further]
+    patterns = chosen.patterns(estimate)
     features, images = [], []
     as_it_is: NDArray[np.bool_] | None = None  # of an image that is left out so, no view is fitted either
     for view in (View(), *chosen.views):

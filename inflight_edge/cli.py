@@ -87,6 +87,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAMES",
         help="fp32 and, separated by commas, fp16, int8: each with guards of its own (default fp32)",
     )
+    calibrate.add_argument(
+        "--unlearn",
+        action="store_true",
+        help="join the features of a copy that has unlearned the pattern: finds more sources, takes two networks' time",
+    )
     calibrate.add_argument("--force", action="store_true", help="replace an existing bundle")
 
     score = _add(commands, "score", "verdict per image", "device", "score")

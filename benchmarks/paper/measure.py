@@ -25,7 +25,7 @@ from inflight_edge.calibration.train import predict
 
 __all__ = ["KEYS", "PARTS", "TABLES", "Setting", "measure_setting", "part"]
 
-PARTS = ("guard", "defences", "patching")
+PARTS = ("guard", "unlearned", "defences", "patching")
 
 # Every record has these; None where a defence has no such figure.
 KEYS = (
@@ -70,8 +70,8 @@ TABLES: dict[int, Sequence[Setting]] = {
 
 def part(record: dict[str, Any]) -> str:
     """Of which of PARTS a record is."""
-    if record["detector"] == "guard":
-        return "guard"
+    if record["detector"] in ("guard", "unlearned"):
+        return str(record["detector"])
     return "defences" if record.get("learning_rate") is None else "patching"
 
 
@@ -116,6 +116,8 @@ def _measure(
             new.append({"detector": "guard", **figures, "suspects": list(inspection.suspects)})
         else:
             figures = next(record for record in known if record["detector"] == "guard")
+        if inspection.suspects and "unlearned" in only:
+            new.append({"detector": "unlearned", **_guard(case, program, inspection, started, progress, unlearn=True)})
         if setting.setting in ("single", "multi") and "defences" in only:
             new += other_defences(case, program, inspection, progress=progress)
     if setting.setting in ("single", "multi") and "patching" in only:
@@ -141,12 +143,14 @@ def _measure(
     return sorted(records, key=lambda record: PARTS.index(part(record)))
 
 
-def _guard(case: Experiment, program: Path, inspection: Inspection, started: float, progress: bool) -> dict[str, Any]:
+def _guard(
+    case: Experiment, program: Path, inspection: Inspection, started: float, progress: bool, *, unlearn: bool = False
+) -> dict[str, Any]:
     """Figures of the guard; where nothing is suspected, so that nothing is judged, the accuracy alone."""
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(
             program, case.preprocess, case.trigger, case.sources, case.defence, case.test, Path(folder),
-            started=started, seed=case.seed, progress=progress, inspection=inspection,
+            started=started, seed=case.seed, progress=progress, inspection=inspection, unlearn=unlearn,
         )  # fmt: skip
     if figures["acc"] is None:
         predicted = predict(case.network, np.asarray(case.test.images), case.preprocess)
