@@ -97,7 +97,7 @@ def others(records: list[dict[str, Any]]) -> str:
             groups[(*_identity(record), record["detector"])].append(record)
     rows = [OTHERS_HEADER, ("---",) * len(OTHERS_HEADER)]
     for (*case, detector), group in sorted(groups.items()):
-        if detector == "guard":
+        if detector not in OTHERS:
             continue
         guard = groups[(*case, "guard")]
         rows.append(
@@ -109,6 +109,56 @@ def others(records: list[dict[str, Any]]) -> str:
                 f"{_mean(guard, 'tpr')} / {_mean(guard, 'fpr')}",
             )
         )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+UNLEARNED_HEADER = (
+    "data, network, attack",
+    "seeds",
+    "guard: SIA",
+    "SIA / ACC of the source classes",
+    "with an unlearned copy: TPR",
+    "FPR",
+    "SIA",
+    "SIA / ACC of the source classes",
+    "NC's patching at its best rate: SIA",
+    "paper's SIA",
+)
+
+
+def unlearned(records: list[dict[str, Any]]) -> str:
+    """A Markdown table of the source without and with the features of an unlearned copy, means over the same seeds."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    for record in records:
+        groups[_identity(record)].append(record)
+    rows = []
+    for case, group in sorted(groups.items()):
+        copies = [record for record in group if record["detector"] == "unlearned"]
+        seeds = sorted(record["seed"] for record in copies)
+        guards = [record for record in group if record["detector"] == "guard" and record["seed"] in seeds]
+        by_rate: dict[float, list[dict[str, Any]]] = defaultdict(list)
+        for record in group:
+            if record.get("learning_rate") is not None and record["seed"] in seeds:
+                by_rate[record["learning_rate"]].append(record)
+        paper = PAPER.get((case[0], case[3], case[4]))
+        if copies:
+            rows.append(
+                (
+                    _case(*case),
+                    ", ".join(map(str, seeds)),
+                    _mean(guards, "sia"),
+                    _spread([_ratio(record["sia"], record["acc_source"]) for record in guards]),
+                    _rate(copies, "tpr", "n_triggered"),
+                    _rate(copies, "fpr", "n_clean"),
+                    _rate(copies, "sia", "n_triggered"),
+                    _spread([_ratio(record["sia"], record["acc_source"]) for record in copies]),
+                    max((_mean(found, "sia") for found in by_rate.values()), default="-"),
+                    "-" if paper is None else f"{paper[2]:.4f}",
+                )
+            )
+    if not rows:
+        return ""
+    rows = [UNLEARNED_HEADER, ("---",) * len(UNLEARNED_HEADER), *rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -185,6 +235,7 @@ def main() -> int:
     records = _read("paper-*.json")
     parts = {
         "results": (table(records), others(records), patching(records)),
+        "unlearned": (unlearned(records),),
         "inspections": (inspections(_read("inspection-*.json")),),
         "ablation": (ablation(_read("ablation-*.json")),),
         "robustness": (robustness(_read("robustness-*.json")),),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.paper.tables import others, patching, table
+from benchmarks.paper.tables import others, patching, table, unlearned
 
 
 def record(seed: int, fpr: float, sia: float | None, n_triggered: int = 10) -> dict[str, Any]:
@@ -78,3 +78,21 @@ def test_patching_has_a_column_for_each_rate_and_is_no_filter() -> None:
     assert "0.8086" in lines[3]
     assert len(others(rates).splitlines()) == 2
     assert patching([record(0, 0.0, 1.0)]) == ""
+
+
+def test_sources_with_an_unlearned_copy_stand_beside_those_without_and_the_best_patching_of_the_same_seeds() -> None:
+    accuracy = {"acc_source": 0.8}
+    guards = [{**record(seed, 0.0, sia), **accuracy} for seed, sia in ((0, 0.6), (1, 0.1))]
+    copy = {**record(0, 0.1, 0.7), **accuracy, "detector": "unlearned"}
+    swept = ((0, 1.0, 0.5), (0, 0.1, 0.75), (1, 0.1, 1.0))
+    patched = [
+        {**record(seed, 0.0, sia), **accuracy, "detector": "nc", "learning_rate": rate} for seed, rate, sia in swept
+    ]
+    lines = unlearned([*guards, copy, *patched]).splitlines()
+    assert len(lines) == 3
+    row = [cell.strip() for cell in lines[2].split("|")[2:-1]]
+    assert row[:3] == ["0", "0.6000", "0.7500"]  # seed 1 has no copy
+    assert [cell.split(" ")[0] for cell in row[3:]] == ["1.0000", "0.1000", "0.7000", "0.8750", "0.7500", "0.9764"]
+    assert unlearned(guards) == ""
+    assert len(others([*guards, copy]).splitlines()) == 2
+    assert len(table([*guards, copy]).splitlines()) == 3
