@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from inflight_edge.guard import Guard
 from inflight_edge.scoring import Scorer
 
@@ -10,8 +12,15 @@ INSTRUCTION_SETS = ("avx512", "avx2", "neon", "portable")
 
 # Run on this processor by emulators, 100 to 10,000 times slower than a native scorer: fewer and smaller cases.
 EMULATED = ("cuda", "triton")
+# All of Python runs under an emulator (tests/arm/run.sh), where random numbers alone take a second for a million.
+PROCESSOR_EMULATED = os.environ.get("PROCESSOR_EMULATED") == "1"
 # The same backends on a device.
 DEVICES = ("cuda-gpu", "triton-gpu")
+
+
+def examples(count: int) -> int:
+    """How many random cases to try."""
+    return count // 4 if PROCESSOR_EMULATED else count
 
 
 def make_scorer(guard: Guard, backend: str) -> Scorer:

@@ -12,7 +12,7 @@ import pytest
 from guards import random_features, random_guard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scorers import EMULATED, make_scorer
+from scorers import EMULATED, examples, make_scorer
 
 from inflight_edge.errors import ScoreError
 from inflight_edge.guard import KINDS, FloatArray, Guard, Kind
@@ -69,7 +69,7 @@ def test_verdict_is_that_of_decide(backend: str, kind: Kind) -> None:
     slow = backend in EMULATED
     rows, sizes = st.integers(2, 40 if not slow else 4), st.sampled_from([1, 5, 16, 40, 130])
 
-    @settings(max_examples=30 if not slow else 2, deadline=None)
+    @settings(max_examples=examples(30) if not slow else 2, deadline=None)
     @given(st.integers(0, 2**32 - 1), rows, st.integers(1, 3), sizes)
     def check(seed: int, n_rows: int, n_components: int, n_features: int) -> None:
         rng = np.random.default_rng(seed)

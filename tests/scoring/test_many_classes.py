@@ -9,7 +9,7 @@ import pytest
 from guards import random_features, random_guard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scorers import INSTRUCTION_SETS
+from scorers import INSTRUCTION_SETS, examples
 
 from inflight_edge.guard import FloatArray, Guard, Kind
 from inflight_edge.scoring import DECISIONS, VERDICT_DTYPE, Scorer, instruction_sets
@@ -22,7 +22,7 @@ kinds = pytest.mark.parametrize("kind", ["diagonal", "shared"])
 def test_full_guards_leave_rows_early_and_are_exact(backend: str, spread: float) -> None:
     """Rows of one and of several components, equal ones (ties), whiteners from a hundredth to a thousand."""
 
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=examples(20), deadline=None)
     @given(
         seed=st.integers(0, 2**32 - 1),
         n_features=st.sampled_from([1, 15, 16, 17, 33, 64, 129]),
@@ -91,7 +91,7 @@ def test_thousand_classes_read_half_the_bytes(rng: np.random.Generator, backend:
 
 @kinds
 def test_random_guards_are_exact(backend: str, kind: Kind) -> None:
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=examples(25), deadline=None)
     @given(
         seed=st.integers(0, 2**32 - 1),
         n_features=st.sampled_from([33, 129, 512, 1040]),

@@ -9,7 +9,7 @@ import pytest
 from guards import random_features, random_guard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scorers import EMULATED, make_scorer
+from scorers import EMULATED, PROCESSOR_EMULATED, examples, make_scorer
 
 from inflight_edge.guard import KINDS, MAX_FEATURES, FloatArray, Guard, Kind, packed_size
 from inflight_edge.scoring.parameters import prepare
@@ -71,11 +71,11 @@ def random_cases(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_random_shapes(backend: str, kind: Kind) -> None:
-    limits = (1 << 16 if backend == "reference" else 1 << 20, 2048, 1000)
+    limits = (1 << 16 if backend == "reference" or PROCESSOR_EMULATED else 1 << 20, 2048, 1000)
     if backend in EMULATED:
         limits = (1 << 9, 150, 4)
 
-    @settings(max_examples=40 if backend not in EMULATED else 3, deadline=None)
+    @settings(max_examples=examples(40) if backend not in EMULATED else 3, deadline=None)
     @given(random_cases(kind, *limits))
     def check(case: tuple[int, int, list[int], int]) -> None:
         seed, n_features, counts, power = case
