@@ -13,15 +13,14 @@ from numpy.typing import NDArray
 
 from inflight_edge.bundle import PRECISIONS, Bundle, SelfTest, Variant
 from inflight_edge.calibration.datasets import ImageSet
-from inflight_edge.calibration.density import best_other, margins
 from inflight_edge.calibration.evidence import guard_evidence
 from inflight_edge.calibration.export import check_parity, export_onnx
 from inflight_edge.calibration.features import extract
 from inflight_edge.calibration.inspection import Inspection, check_accuracy, further_estimates
 from inflight_edge.calibration.model import Classifier
 from inflight_edge.calibration.precision import to_fp16, to_int8
-from inflight_edge.calibration.samples import Plan, Samples, are_few, collect, plan, recognised, spread
-from inflight_edge.calibration.selection import Choice, fit, folds, preference, select, verdict_error
+from inflight_edge.calibration.samples import Plan, Samples, View, are_few, collect, plan, recognised, spread
+from inflight_edge.calibration.selection import Choice, Trial, fit, folds, preference, select, tried
 from inflight_edge.calibration.unlearning import joined, unlearned
 from inflight_edge.engines.onnxruntime import OnnxRuntimeEngine
 from inflight_edge.errors import DataError, GuardError, ModelError, OptionError
@@ -72,6 +71,8 @@ def calibrate(
             f"{classifier.n_classes} and {classifier.input_shape}; inspect this model"
         )
     data.check_labels(classifier.n_classes, every_class=True)
+    if unlearn and (fewest := _fewest(data)) < 4:
+        raise DataError(f"unlearn: expected at least 4 images of each class, got {fewest}; add clean images")
     pixels = data.pixels(preprocess)
     accuracy = check_accuracy(classifier, pixels, data, preprocess)
     views = recognised(classifier, pixels, data.labels, preprocess)
@@ -82,7 +83,7 @@ def calibrate(
             classifier, pixels, data.labels, preprocess, estimates, seed=seed, progress=progress
         )
         plans = {t: replace(plans[t], further=found) for t, found in zip(chosen, further, strict=True)}
-    case = _Case(data, pixels, preprocess, inspection, plans, seed, progress)
+    case = _Case(data, pixels, preprocess, inspection, plans, views, seed, progress)
     base = classifier
     classifier, choices, layers = _best_layers(case, classifier)
     gain = None
@@ -136,6 +137,7 @@ class _Case:
     preprocess: Preprocess
     inspection: Inspection
     plans: dict[int, Plan]  # of each target
+    views: tuple[View, ...]
     seed: int
     progress: bool
 
@@ -212,7 +214,7 @@ def _best_layers(case: _Case, classifier: Classifier) -> tuple[Classifier, list[
             record["error"] = str(error)
             failures.append(error)
             continue
-        errors = record["verdict_error"], record["source_error"] = _errors(choices)
+        errors = record["verdict_error"], record["source_error"] = _errors([chosen.choice.best for chosen in choices])
         rank = preference(*errors, n_images)
         if best is None or rank < best[0]:
             best = rank, network, choices
@@ -221,16 +223,19 @@ def _best_layers(case: _Case, classifier: Classifier) -> tuple[Classifier, list[
     return best[1], best[2], records
 
 
-def _errors(choices: list[_Chosen]) -> tuple[float, float]:
+def _errors(trials: list[Trial]) -> tuple[float, float]:
     """Held-out errors of the verdict and of the source, means over the targets."""
-    best = [chosen.choice.best for chosen in choices]
-    return float(np.mean([t.verdict_error for t in best])), float(np.mean([t.source_error for t in best]))
+    return float(np.mean([t.verdict_error for t in trials])), float(np.mean([t.source_error for t in trials]))
+
+
+def _fewest(data: ImageSet) -> int:
+    """Images of the class that has the fewest."""
+    return int(np.unique(data.labels, return_counts=True)[1].min())
 
 
 def _with_copy(case: _Case, classifier: Classifier, base: Classifier) -> Classifier:
     """The classifier with the features of a copy of ``base`` that has unlearned all targets' patterns behind its own."""
     patterns = [p for target, made in case.plans.items() for p in made.patterns(case.inspection.estimates[target])]
-    views = next(iter(case.plans.values())).views
     return joined(
         classifier,
         unlearned(
@@ -238,7 +243,7 @@ def _with_copy(case: _Case, classifier: Classifier, base: Classifier) -> Classif
             case.pixels,
             case.data.labels,
             patterns,
-            views,
+            case.views,
             case.preprocess,
             seed=case.seed,
             progress=case.progress,
@@ -249,31 +254,26 @@ def _with_copy(case: _Case, classifier: Classifier, base: Classifier) -> Classif
 def _gain(case: _Case, classifier: Classifier, base: Classifier) -> dict[str, Any]:
     """Errors of the verdict and of the source without an unlearned copy and with one, means over the targets.
 
-    On a fifth of the images that neither the copy nor the densities were fitted to: the features that a copy has of images
-    it was trained on are clearer than others, so that cross-fitting the densities alone would flatter it.
+    On a fifth of the images that neither the copy nor the densities were fitted to, with the estimated patterns: the features
+    that a copy has of images it was trained on are clearer than others, so that cross-fitting the densities alone would
+    flatter it.
     """
-    smallest = int(np.unique(case.data.labels, return_counts=True)[1].min())
-    if smallest < 4:
-        raise DataError(f"unlearn: expected at least 4 images of each class, got {smallest}; add clean images")
-    held_out = next(folds(case.data.labels, np.arange(len(case.data)), min(5, smallest), case.seed))
+    n_folds = min(5, _fewest(case.data))
+    held_out = next(folds(case.data.labels, np.arange(len(case.data)), n_folds, case.seed))
     kept = case.part(~held_out)
     network = _with_copy(kept, classifier, base)
     seen, unseen = _collected(kept, network), _collected(case.part(held_out), network)
-    errors: dict[str, list[tuple[float, float]]] = {"without": [], "with": []}
+    errors: dict[str, tuple[float, float]] = {}
     for name, n_features in (("without", classifier.n_features), ("with", network.n_features)):
+        trials = []
         for target, new in unseen.items():
-            known = replace(seen[target], features=np.ascontiguousarray(seen[target].features[:, :n_features]))
-            chosen = _choose(case, {target: known})[0]
-            guard = fit(known.features, known.labels, target, chosen.choice)
-            scores = log_likelihoods(guard, np.ascontiguousarray(new.features[:, :n_features]))
-            flagged = ~((margin := margins(scores, guard.target_row)) < 0)
-            right = flagged & (guard.classes[best_other(scores, guard.target_row)] == new.labels)
-            own = new.labels == target
-            errors[name].append((verdict_error(margin[own], margin[~own]), 1 - float(right[~own].mean())))
-    means = {name: np.mean(pairs, axis=0) for name, pairs in errors.items()}
+            known, other = (np.ascontiguousarray(s.features[:, :n_features]) for s in (seen[target], new))
+            best = _choose(case, {target: replace(seen[target], features=known)})[0].choice.best
+            trials.append(tried(known, seen[target].labels, other, new.labels, target, best.candidate))
+        errors[name] = _errors(trials)
     return {
         "held_out_images": int(held_out.sum()),
-        **{name: {"verdict_error": float(v), "source_error": float(s)} for name, (v, s) in means.items()},
+        **{name: {"verdict_error": verdict, "source_error": source} for name, (verdict, source) in errors.items()},
     }
 
 

@@ -113,10 +113,13 @@ def calibrate(options: argparse.Namespace) -> int:
         gain = metrics["unlearned"]
         without, joined = gain["without"], gain["with"]
         print(
-            f"copy that has unlearned the pattern, on {gain['held_out_images']} images that nothing was fitted to: error of "
-            f"the source {joined['source_error']:.4f} (without it {without['source_error']:.4f}), of the verdict "
-            f"{joined['verdict_error']:.4f} ({without['verdict_error']:.4f}); every frame takes two networks' time"
+            "copy that has unlearned the pattern, every frame takes two networks' time: on "
+            f"{gain['held_out_images']} images that neither it nor a guard was fitted to, error of the source "
+            f"{joined['source_error']:.4f} (without it {without['source_error']:.4f}), of the verdict "
+            f"{joined['verdict_error']:.4f} ({without['verdict_error']:.4f})"
         )
+        if joined["source_error"] >= without["source_error"]:
+            print("it finds no more sources there: leave out --unlearn")
     for guard in guards:
         print(
             f"guard of class {guard['name']}: estimated pattern sends {guard['asr_estimated']:.1%} there; places of the "

@@ -62,14 +62,11 @@ def descend(
     parameters: Iterable[Tensor],
     batches: Iterable[tuple[Tensor, Tensor]],
     rate: float,
-) -> float:
-    """Plain SGD on the cross-entropy of a network's logits, one step for each batch (images, labels); the last loss."""
+) -> None:
+    """Plain SGD on the cross-entropy of a network's logits, one step for each batch (images, labels)."""
     optimiser = torch.optim.SGD(parameters, lr=rate)
-    last = float("nan")
     for images, labels in batches:
         loss = F.cross_entropy(network(images), labels)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
-        last = loss.item()
-    return last

@@ -108,7 +108,12 @@ def _unlearned(gain: object) -> list[tuple[str, str]]:
         if isinstance(errors := gain.get(name), dict)
     ]
     images = _number(gain.get("held_out_images"))
-    return [(f"unlearned copy: error of the verdict, of the source on {images} images held out", "; ".join(texts))]
+    return [
+        (
+            f"unlearned copy: error of the verdict, of the source on {images} images that neither it nor a guard was fitted to",
+            "; ".join(texts),
+        )
+    ]
 
 
 def _measured(evaluation: Mapping[str, Any] | None) -> str:

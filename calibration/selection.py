@@ -37,6 +37,7 @@ __all__ = [
     "folds",
     "preference",
     "select",
+    "tried",
     "verdict_error",
 ]
 
@@ -175,6 +176,20 @@ def fit(features: NDArray[np.float32], labels: NDArray[np.int64], target: int, c
     """The guard of the chosen density, fitted to all features, with the held-out clean margins of the choice."""
     estimator = GuardEstimator(target, **asdict(choice.best.candidate)).fit(features, labels)
     return replace(estimator.guard_, clean_margins=choice.clean_margins)
+
+
+def tried(
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    held_out: NDArray[np.float32],
+    held_out_labels: NDArray[np.int64],
+    target: int,
+    candidate: Candidate,
+) -> Trial:
+    """Figures on held-out features (M, D) of a density that is fitted to features (N, D)."""
+    fitted = np.asarray(features, np.float64)
+    (margin,), (source,) = _score_fold(fitted, labels, held_out, target, [candidate])
+    return _trial(candidate, margin, source, held_out_labels, target)
 
 
 def _score_fold(

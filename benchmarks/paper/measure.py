@@ -117,7 +117,8 @@ def _measure(
         else:
             figures = next(record for record in known if record["detector"] == "guard")
         if inspection.suspects and "unlearned" in only:
-            new.append({"detector": "unlearned", **_guard(case, program, inspection, started, progress, unlearn=True)})
+            figures_of_copy = _guard(case, program, inspection, time.perf_counter(), progress, unlearn=True)
+            new.append({"detector": "unlearned", **figures_of_copy})
         if setting.setting in ("single", "multi") and "defences" in only:
             new += other_defences(case, program, inspection, progress=progress)
     if setting.setting in ("single", "multi") and "patching" in only:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,9 +120,8 @@ def test_a_class_never_carries_its_own_pattern(monkeypatch: pytest.MonkeyPatch) 
     pixels, labels = np.zeros((50, 2, 16, 16), np.float32), np.arange(50) % 5
     shown: list[tuple[Tensor, Tensor]] = []
 
-    def no_descent(_: object, __: object, batches: object, rate: float) -> float:
-        shown.extend(batches)  # type: ignore[call-overload]
-        return rate
+    def no_descent(_: object, __: object, batches: Iterable[tuple[Tensor, Tensor]], ___: float) -> None:
+        shown.extend(batches)
 
     monkeypatch.setattr("inflight_edge.calibration.unlearning.descend", no_descent)
     elsewhere = replace(CORNER, target=2, mask=np.ascontiguousarray(CORNER.mask[::-1]))
@@ -164,7 +164,9 @@ def test_a_bundle_with_a_copy_verifies_and_finds_sources(with_copy: Bundle, vict
     assert figures["sia"] > plain["sia"] - 0.03
 
 
-def test_the_gain_is_measured_on_images_that_nothing_was_fitted_to(with_copy: Bundle, victim: Poisoned) -> None:
+def test_the_gain_is_measured_on_images_that_neither_copy_nor_guard_was_fitted_to(
+    with_copy: Bundle, victim: Poisoned
+) -> None:
     gain = with_copy.metrics["unlearned"]
     assert gain["held_out_images"] == len(victim.defence) // 5
     for errors in (gain["without"], gain["with"]):
@@ -172,7 +174,7 @@ def test_the_gain_is_measured_on_images_that_nothing_was_fitted_to(with_copy: Bu
         assert 0 <= errors["source_error"] < 0.5
     assert gain["without"] != gain["with"]
     assert "unlearned" not in poisoned.bundle().metrics
-    assert "error of the verdict, of the source on 56 images held out" in render(with_copy, name="digits")
+    assert "of the source on 56 images that neither it nor a guard was fitted to" in render(with_copy, name="digits")
 
 
 def test_the_command_says_what_the_copy_is_good_for(
@@ -186,7 +188,7 @@ def test_the_command_says_what_the_copy_is_good_for(
     command = ("calibrate", model, "--data", data, "--pattern", tmp_path / "inspection" / "patterns.safetensors")
     command += ("--quiet", "--out", tmp_path / "bundle", "--force")
     assert run(*command, "--unlearn") == 0
-    assert "on 56 images that nothing was fitted to: error of the source" in capsys.readouterr().out
+    assert "on 56 images that neither it nor a guard was fitted to, error of the source" in capsys.readouterr().out
     assert run(*command, "--unlearn", "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["feature_layer"] == "linear+unlearned.linear"
@@ -196,11 +198,53 @@ def test_the_command_says_what_the_copy_is_good_for(
     assert asked == [True, True, False]
 
 
-def test_what_diverges_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inflight_edge.calibration.unlearning.RATE", 1e30)
+def test_a_ruined_copy_is_refused(
+    classifier: Classifier, inspection: Inspection, victim: Poisoned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels, patterns = victim.defence.pixels(PREPROCESS), [inspection.estimates[TARGET]]
+    for rate in (10.0, 1e30):  # the second gives weights that are not finite
+        monkeypatch.setattr("inflight_edge.calibration.unlearning.RATE", rate)
+        with pytest.raises(ModelError, match=r"unlearning costs too much: the copy reads .* leave out --unlearn"):
+            unlearned(classifier, pixels, victim.defence.labels, patterns, (), PREPROCESS)
+
+
+class Picked(nn.Module):
+    """A parameter of integers, and a last step that can or cannot be differentiated."""
+
+    def __init__(self, *, in_place: bool) -> None:
+        super().__init__()
+        self.order = nn.Parameter(torch.arange(512), requires_grad=False)
+        self.hidden, self.out, self.in_place = nn.Linear(512, 12), nn.Linear(12, 5), in_place
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        hidden = torch.sigmoid(self.hidden(pictures.flatten(1)[:, self.order]))
+        return self.out(hidden.mul_(2.0) if self.in_place else hidden * 2.0)
+
+
+def picked(*, in_place: bool) -> Classifier:
+    program = export(shaken(Picked(in_place=in_place)), torch.zeros(2, 2, 16, 16), free={0: "batch"})
+    return classifier_from_program(program, image_shape=(2, 16, 16))
+
+
+def test_only_parameters_with_a_gradient_are_trained() -> None:
     pixels, labels = images()
-    with pytest.raises(ModelError, match="its loss is not finite; leave out --unlearn"):
-        unlearned(normalised(), pixels, labels, [CORNER], (), Preprocess((2, 16, 16)))
+    network = picked(in_place=False)
+    before, after = weights(network), weights(unlearned(network, pixels, labels, [CORNER], (), Preprocess((2, 16, 16))))
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {
+        "hidden.weight", "hidden.bias", "out.weight", "out.bias",
+    }  # fmt: skip
+    with pytest.raises(ModelError, match="it cannot be trained"):
+        unlearned(picked(in_place=True), pixels, labels, [CORNER], (), Preprocess((2, 16, 16)))
+
+
+def test_a_program_bound_to_its_batch_keeps_its_statistics() -> None:
+    """Its batches are filled up with repeated images."""
+    network = replace(normalised(), fixed_batch=3)
+    pixels, labels = images()
+    before, after = weights(network), weights(unlearned(network, pixels, labels, [CORNER], (), Preprocess((2, 16, 16))))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert not any("running" in name for name in changed)
 
 
 def test_what_cannot_be_unlearned_is_refused(victim: Poisoned, inspection: Inspection, classifier: Classifier) -> None:
