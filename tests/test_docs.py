@@ -32,6 +32,7 @@ OTHER_PROGRAMS = {
     "--data",
     "--json",
     "--table",
+    "--only",
     "--resume",
     "--runs",
 }  # of benchmarks.paper
@@ -116,13 +117,17 @@ def test_benchmark_command_parses(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[argparse.Namespace] = []
     monkeypatch.setattr(program, "run", stop)
     monkeypatch.setattr(program, "run_table", stop)
-    table, line = commands(README, "python -m benchmarks.paper")
+    part, table, line = commands(README, "python -m benchmarks.paper")
     monkeypatch.setattr("sys.argv", shlex.split(table)[2:])
     assert program.main() == 2
     assert (seen.pop().table, "--resume" in table) == (4, True)
     monkeypatch.setattr("sys.argv", shlex.split(line)[2:])
     assert program.main() == 2
-    assert (seen[0].dataset, seen[0].attack, seen[0].setting) == ("mnist", "WB", "multi")
+    chosen = seen.pop()
+    assert (chosen.dataset, chosen.attack, chosen.setting, chosen.only) == ("mnist", "WB", "multi", None)
+    monkeypatch.setattr("sys.argv", shlex.split(part)[2:])
+    assert program.main() == 2
+    assert (seen[0].dataset, seen[0].attack, seen[0].only) == ("cifar10", "CB", ["unlearned"])
 
 
 @pytest.mark.parametrize(
