@@ -25,6 +25,7 @@ from inflight_edge.calibration.model import Classifier, refuse_too_many
 from inflight_edge.calibration.patching import STAMPED, descend
 from inflight_edge.calibration.reversal.estimates import Estimate
 from inflight_edge.calibration.samples import View
+from inflight_edge.calibration.threads import one_thread_if_small
 from inflight_edge.errors import ModelError
 from inflight_edge.preprocess import Preprocess
 
@@ -64,10 +65,10 @@ def unlearned(
     for parameter in parameters:
         parameter.requires_grad_(True)
     result = replace(classifier, graph=graph, alternatives=(), together=None)
-    free = classifier.fixed_batch is None
-    train_normalisation(graph, free)
+    train_normalisation(graph, classifier.fixed_batch is None)
     batches = _batches(pixels, labels, patterns, views, preprocess, seed)
-    with tqdm(batches, desc="unlearning", unit="step", total=STEPS, disable=not progress) as bar:
+    shown = tqdm(batches, desc="unlearning", unit="step", total=STEPS, disable=not progress)
+    with one_thread_if_small(classifier), shown as bar:
         try:
             descend(lambda images: result(images)[0], parameters, bar, RATE)
         except RuntimeError as error:  # of the backward pass
