@@ -35,7 +35,7 @@ def build(folder: Path) -> Path:
 def test_no_guard_frame_or_logits_break_the_c_interface(tmp_path: Path) -> None:
     program = build(tmp_path)
     done = subprocess.run(
-        [program, "-runs=2500", "-seed=1", "-max_len=256", "-len_control=0", "-max_total_time=30", "-detect_leaks=0"],
+        [program, "-runs=2500", "-seed=1", "-max_len=256", "-len_control=0", "-max_total_time=15", "-detect_leaks=0"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
