@@ -24,6 +24,7 @@ from inflight_edge.calibration.inspection import inspect as run_inspection
 from inflight_edge.calibration.model import Classifier, classifier_from_program, input_channels, load_program
 from inflight_edge.calibration.report import render
 from inflight_edge.calibration.reversal.neural_cleanse import Settings
+from inflight_edge.calibration.selection import preference
 from inflight_edge.commands import load_detector
 from inflight_edge.errors import BundleError, OptionError
 from inflight_edge.preprocess import Preprocess
@@ -118,8 +119,9 @@ def calibrate(options: argparse.Namespace) -> int:
             f"{joined['source_error']:.4f} (without it {without['source_error']:.4f}), of the verdict "
             f"{joined['verdict_error']:.4f} ({without['verdict_error']:.4f})"
         )
-        if joined["source_error"] >= without["source_error"]:
-            print("it finds no more sources there: leave out --unlearn")
+        ranks = [preference(e["verdict_error"], e["source_error"], gain["held_out_images"]) for e in (joined, without)]
+        if ranks[0] >= ranks[1]:
+            print("that is no better than without it: leave out --unlearn")
     for guard in guards:
         print(
             f"guard of class {guard['name']}: estimated pattern sends {guard['asr_estimated']:.1%} there; places of the "

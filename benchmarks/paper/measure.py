@@ -20,6 +20,7 @@ from benchmarks.paper.others import other_defences, patching
 from inflight_edge.calibration.demo import export_program, measure
 from inflight_edge.calibration.inspection import Inspection
 from inflight_edge.calibration.model import load_classifier
+from inflight_edge.calibration.samples import are_few
 from inflight_edge.calibration.threads import torch_threads
 from inflight_edge.calibration.train import predict
 
@@ -116,7 +117,7 @@ def _measure(
             new.append({"detector": "guard", **figures, "suspects": list(inspection.suspects)})
         else:
             figures = next(record for record in known if record["detector"] == "guard")
-        if inspection.suspects and "unlearned" in only:
+        if inspection.suspects and "unlearned" in only and not are_few(case.defence.labels):
             figures_of_copy = _guard(case, program, inspection, time.perf_counter(), progress, unlearn=True)
             new.append({"detector": "unlearned", **figures_of_copy})
         if setting.setting in ("single", "multi") and "defences" in only:
