@@ -144,14 +144,15 @@ assert scoring.instruction_set() == "neon", scoring.instruction_sets()
 print(f"test-arm: {platform.machine()}, Python {platform.python_version()}, {' '.join(scoring.instruction_sets())}")
 CHECK
 
-# 7. The tests of NEON.  Left out: engines and what needs ONNX Runtime or torch; the other instruction sets, the reference
-# and who imports whom, which run natively elsewhere; guards of hundreds of megabytes and sanitisers, slow under emulation.
+# 7. The tests of NEON.  Left out, as they run natively elsewhere and say nothing about it: engines and what needs ONNX
+# Runtime or torch; the other instruction sets, the reference and the CUDA kernels on the processor; the interpreter's lock;
+# memory over many frames.  Slow under emulation: guards of hundreds of megabytes and sanitisers.
 if [ $# -eq 0 ]; then
     scoring=(judge many_classes scorer scorer_accuracy score_c verdicts)
     set -- "${scoring[@]/#/tests/scoring/test_}"
-    set -- "${@/%/.py}" tests/test_preprocess_native.py tests/test_verdict.py tests/test_imports.py -n 2 \
-        -k "not reference and not portable and not avx and not large_guards and not thousand_classes and not sanitisers \
-and not imports_calibration and not import_downwards"
+    set -- "${@/%/.py}" tests/test_preprocess_native.py tests/test_verdict.py -n 2 \
+        -k "not reference and not portable and not avx and not cuda and not large_guards and not thousand_classes \
+and not sanitisers and not releases_the_interpreter and not memory_does_not_grow"
 fi
 cd "$source_root"
 python3 -m pytest -q -p no:cacheprovider "$@"
