@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 TRITON := .triton
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+# --no-compile: what is imported is compiled then, of everything else nothing.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 DEMO_ARGUMENTS ?=
 PREFIX ?= /usr/local
 PYX := inflight_edge/_preprocess.pyx inflight_edge/scoring/_cpu.pyx inflight_edge/scoring/_cuda.pyx
