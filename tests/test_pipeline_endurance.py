@@ -6,6 +6,7 @@ import gc
 import subprocess
 import sys
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def test_million_frames_keep_no_memory() -> None:
 
 def hour(n_frames: int, speed: float, memory: Callable[[], int], most_growth: int) -> None:
     """Frames at 30 a second of simulated time: all judged in turn, the last ones as soon as the first ones."""
-    waits: list[int] = []
+    waits = array("q")  # a list would keep an object of each of the 2000 that are counted below
 
     class Timing(Counting):
         def write(self, outcome: Outcome) -> None:
