@@ -81,9 +81,7 @@ def calibrate(
             f"{classifier.n_classes} and {classifier.input_shape}; inspect this model"
         )
     data.check_labels(classifier.n_classes, every_class=True)
-    if unlearn and are_few(
-        data.labels
-    ):  # measured: with 5 of each class a copy finds fewer sources, it knows them by heart
+    if unlearn and are_few(data.labels):  # a copy knows them by heart: measured with 5 of each class
         raise DataError(
             f"unlearn: expected at least {FEW_IMAGES} images of each class; leave out --unlearn or add clean images"
         )

@@ -16,7 +16,7 @@ from inflight_edge.calibration.reversal.estimates import Estimate, moved
 from inflight_edge.engines.onnxruntime import OnnxRuntimeEngine
 from inflight_edge.preprocess import Preprocess
 
-__all__ = ["Plan", "Samples", "View", "are_few", "collect", "judged", "plan", "recognised", "spread"]
+__all__ = ["Plan", "Samples", "View", "are_few", "collect", "judged", "plan", "recognised", "share", "spread"]
 
 # A place counts where the moved pattern still sends so many images to the target; a view, where the accuracy stays.
 LEAST_SUCCESS, MOST_LOSS = 0.8, 0.03
@@ -107,13 +107,13 @@ def recognised(
     """Views of images (N, channels, H, W) in 0..255 that the classifier recognises about as well as the images as they are."""
     probe = spread(len(pixels), 512)
     images, expected = pixels[probe], labels[probe]
-    least = _share(classifier, images, expected, preprocess) - MOST_LOSS
+    least = share(classifier, images, expected, preprocess) - MOST_LOSS
     steps = _steps(pixels, 16, diagonal=False)
     offered = [View(mirrored=True), *(View(step=step) for step in steps)] if steps else []
     if steps and are_few(labels):
         offered += [View(angle=angle) for angle in (-ANGLE, ANGLE)]
         offered += [View(scale=scale) for scale in (1 - SHARE, 1 + SHARE)]
-    views = [view for view in offered if _share(classifier, view(images), expected, preprocess) >= least]
+    views = [view for view in offered if share(classifier, view(images), expected, preprocess) >= least]
     return tuple(views[: max(0, MAX_SAMPLES // len(pixels) - 1)])
 
 
@@ -133,7 +133,7 @@ def plan(
     """Try places on the defender's images (N, channels, H, W) in 0..255; no true trigger is needed."""
 
     def success(images: NDArray[np.float32], place: tuple[int, int]) -> float:
-        return _share(classifier, estimate.moved(place).embed(images), estimate.target, preprocess)
+        return share(classifier, estimate.moved(place).embed(images), estimate.target, preprocess)
 
     attacked = pixels[np.isin(labels, estimate.sources)]
     few = attacked[spread(len(attacked), 256)]
@@ -209,7 +209,7 @@ def _steps(pixels: NDArray[np.float32], parts: int, *, diagonal: bool) -> list[t
     return sorted(steps - {(0, 0)})
 
 
-def _share(
+def share(
     classifier: Classifier, pixels: NDArray[np.float32], expected: NDArray[np.int64] | int, preprocess: Preprocess
 ) -> float:
     """Share of images predicted as the class that is expected of all, or of each."""

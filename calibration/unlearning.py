@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 from tqdm import tqdm
 
-from inflight_edge.calibration.features import extract
 from inflight_edge.calibration.graph import train_normalisation
 from inflight_edge.calibration.model import Classifier, refuse_too_many
 from inflight_edge.calibration.patching import STAMPED, descend
 from inflight_edge.calibration.reversal.estimates import Estimate
-from inflight_edge.calibration.samples import View
+from inflight_edge.calibration.samples import View, share
 from inflight_edge.calibration.threads import one_thread_if_small
 from inflight_edge.errors import ModelError
 from inflight_edge.preprocess import Preprocess
@@ -76,9 +75,7 @@ def unlearned(
             raise ModelError(f"model: it cannot be trained ({reason}); leave out --unlearn") from error
     train_normalisation(graph, False)
     graph.requires_grad_(False)
-    before, after = (
-        float((extract(network, pixels, preprocess)[0].argmax(1) == labels).mean()) for network in (classifier, result)
-    )
+    before, after = (share(network, pixels, labels, preprocess) for network in (classifier, result))
     if not after >= before - MOST_LOSS:
         raise ModelError(
             f"model: unlearning costs too much: the copy reads {after:.1%} of the clean images, the classifier {before:.1%}; "

@@ -12,10 +12,10 @@ INSTRUCTION_SETS = ("avx512", "avx2", "neon", "portable")
 
 # Run on this processor by emulators, 100 to 10,000 times slower than a native scorer: fewer and smaller cases.
 EMULATED = ("cuda", "triton")
-# All of Python runs under an emulator (tests/arm/run.sh), where random numbers alone take a second for a million.
-PROCESSOR_EMULATED = os.environ.get("PROCESSOR_EMULATED") == "1"
 # The same backends on a device.
 DEVICES = ("cuda-gpu", "triton-gpu")
+# All of Python runs under an emulator (tests/arm/run.sh), where random numbers alone take a second for a million.
+PROCESSOR_EMULATED = os.environ.get("PROCESSOR_EMULATED") == "1"
 
 
 def examples(count: int) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-__all__ = ["ablation", "inspections", "robustness"]
+__all__ = ["ablation", "inspections", "markdown", "robustness"]
 
 Record = dict[str, Any]
 NAMES = {
@@ -44,7 +44,7 @@ def inspections(records: list[Record]) -> str:
         )
         rows.append(cells)
     header = ("LeNet-5 on", "models", "target named", "models with a class named wrongly", "classes named wrongly")
-    return _table(header, rows)
+    return markdown(header, rows)
 
 
 def ablation(records: list[Record]) -> str:
@@ -71,7 +71,7 @@ def ablation(records: list[Record]) -> str:
                 ]
             )
         rows.append(row)
-    return _table(header, rows)
+    return markdown(header, rows)
 
 
 def robustness(records: list[Record]) -> str:
@@ -90,7 +90,7 @@ def robustness(records: list[Record]) -> str:
                 "-" if record[key] is None else f"{record[key]:.4f}" for key in ("acc", "asr", "tpr", "fpr", "sia")
             )
             rows.append((NAMES[dataset], record["change"], f"{record['amount']:g}", *cells))
-    return _table(("data", "change", "amount", "ACC", "ASR", "TPR", "FPR", "SIA"), rows)
+    return markdown(("data", "change", "amount", "ACC", "ASR", "TPR", "FPR", "SIA"), rows)
 
 
 def _share(hits: int, total: int) -> str:
@@ -98,7 +98,8 @@ def _share(hits: int, total: int) -> str:
     return f"{hits} of {total} [{low:.3f}, {high:.3f}]"
 
 
-def _table(header: Any, rows: list[Any]) -> str:
+def markdown(header: Any, rows: list[Any]) -> str:
+    """A Markdown table; nothing where there are no rows."""
     if not rows:
         return ""
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, ("---",) * len(header), *rows))

@@ -10,7 +10,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from benchmarks.paper.further_tables import ablation, inspections, robustness
+from benchmarks.paper.further_tables import ablation, inspections, markdown, robustness
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -63,13 +63,13 @@ def table(records: list[dict[str, Any]]) -> str:
         rows.append(
             (
                 _case(*case),
-                ", ".join(str(record["seed"]) for record in sorted(group, key=lambda r: r["seed"])),
+                _seeds(group),
                 "; ".join(sorted({_named(sorted(record["suspects"])) for record in group})),
                 *(_spread([record[key] for record in group]) for key in ("acc", "asr")),
                 _rate(group, "tpr", "n_triggered"),
                 _rate(group, "fpr", "n_clean"),
                 _rate(group, "sia", "n_triggered"),
-                _spread([_ratio(record.get("sia"), record.get("acc_source")) for record in group]),
+                _of_readable(group),
                 "-" if paper is None else " / ".join(f"{value:.4f}" for value in paper),
             )
         )
@@ -104,7 +104,7 @@ def others(records: list[dict[str, Any]]) -> str:
             (
                 _case(*case),
                 OTHERS[detector],
-                ", ".join(str(record["seed"]) for record in sorted(group, key=lambda r: r["seed"])),
+                _seeds(group),
                 *(_mean(group, key) for key in ("tpr", "fpr", "tpr_at_fpr05", "auroc")),
                 f"{_mean(guard, 'tpr')} / {_mean(guard, 'fpr')}",
             )
@@ -134,32 +134,30 @@ def unlearned(records: list[dict[str, Any]]) -> str:
     rows = []
     for case, group in sorted(groups.items()):
         copies = [record for record in group if record["detector"] == "unlearned"]
-        seeds = sorted(record["seed"] for record in copies)
+        if not copies:
+            continue
+        seeds = {record["seed"] for record in copies}
         guards = [record for record in group if record["detector"] == "guard" and record["seed"] in seeds]
         by_rate: dict[float, list[dict[str, Any]]] = defaultdict(list)
         for record in group:
             if record.get("learning_rate") is not None and record["seed"] in seeds:
                 by_rate[record["learning_rate"]].append(record)
         paper = PAPER.get((case[0], case[3], case[4]))
-        if copies:
-            rows.append(
-                (
-                    _case(*case),
-                    ", ".join(map(str, seeds)),
-                    _mean(guards, "sia"),
-                    _spread([_ratio(record["sia"], record["acc_source"]) for record in guards]),
-                    _rate(copies, "tpr", "n_triggered"),
-                    _rate(copies, "fpr", "n_clean"),
-                    _rate(copies, "sia", "n_triggered"),
-                    _spread([_ratio(record["sia"], record["acc_source"]) for record in copies]),
-                    max((_mean(found, "sia") for found in by_rate.values()), default="-"),
-                    "-" if paper is None else f"{paper[2]:.4f}",
-                )
+        rows.append(
+            (
+                _case(*case),
+                _seeds(copies),
+                _mean(guards, "sia"),
+                _of_readable(guards),
+                _rate(copies, "tpr", "n_triggered"),
+                _rate(copies, "fpr", "n_clean"),
+                _rate(copies, "sia", "n_triggered"),
+                _of_readable(copies),
+                max((_mean(found, "sia") for found in by_rate.values()), default="-"),
+                "-" if paper is None else f"{paper[2]:.4f}",
             )
-    if not rows:
-        return ""
-    rows = [UNLEARNED_HEADER, ("---",) * len(UNLEARNED_HEADER), *rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        )
+    return markdown(UNLEARNED_HEADER, rows)
 
 
 PAPER_PATCHING = {10.0: 0.1114, 1.0: 0.4291, 0.1: 0.6033, 0.01: 0.8086, 0.001: 0.7103, 0.0001: 0.6348}
@@ -197,6 +195,15 @@ def _named(suspects: list[int]) -> str:
     if len(suspects) > 2 and suspects == list(range(len(suspects))):
         return f"0 to {len(suspects) - 1}"
     return ", ".join(map(str, suspects)) or "none"
+
+
+def _seeds(group: list[dict[str, Any]]) -> str:
+    return ", ".join(str(seed) for seed in sorted(record["seed"] for record in group))
+
+
+def _of_readable(group: list[dict[str, Any]]) -> str:
+    """Sources found, of those that the classifier reads on clean images."""
+    return _spread([_ratio(record.get("sia"), record.get("acc_source")) for record in group])
 
 
 def _ratio(one: float | None, other: float | None) -> float | None:
