@@ -19,9 +19,16 @@ from inflight_edge.calibration.calibrate import calibrate as make_bundle
 from inflight_edge.calibration.datasets import ImageSet, load_images
 from inflight_edge.calibration.demo import run_demo
 from inflight_edge.calibration.evaluate import evaluate as measure_detector
+from inflight_edge.calibration.finding import MAX_CLASSES, TRANSFER, not_searched
 from inflight_edge.calibration.inspection import Inspection, read_inspection
 from inflight_edge.calibration.inspection import inspect as run_inspection
-from inflight_edge.calibration.model import Classifier, classifier_from_program, input_channels, load_program
+from inflight_edge.calibration.model import (
+    Classifier,
+    classifier_from_program,
+    input_channels,
+    input_pixels,
+    load_program,
+)
 from inflight_edge.calibration.report import render
 from inflight_edge.calibration.reversal.neural_cleanse import Settings
 from inflight_edge.calibration.selection import preference
@@ -39,10 +46,15 @@ def inspect(options: argparse.Namespace) -> int:
     inspection = _inspect(options, classifier, data)
     path = inspection.save(options.out)
     if options.json:
-        report = {"suspects": list(inspection.suspects), "accuracy": inspection.accuracy, "patterns": str(path)}
+        report: dict[str, Any] = {
+            "suspects": list(inspection.suspects),
+            "accuracy": inspection.accuracy,
+            "patterns": str(path),
+        }
+        report["not_searched"] = list(not_searched(options.method, classifier.n_classes))
         print(json.dumps({**report, "classes": inspection.rows()}, indent=1))
         return 0
-    _print_inspection(inspection)
+    _print_inspection(inspection, options.method)
     print(f"patterns and pictures: {options.out}")
     if inspection.suspects:
         print(f"next: inflight-edge calibrate {options.model} --data {options.data} --pattern {path}")
@@ -62,7 +74,7 @@ def calibrate(options: argparse.Namespace) -> int:
     if saved is None:
         inspection = _inspect(options, classifier, data)
         if not options.json:
-            _print_inspection(inspection)
+            _print_inspection(inspection, options.method)
     else:
         _refuse_other_constants(options, saved)
         inspection = _with_targets(saved, _targets(options, saved.class_names, len(saved.estimates)))
@@ -124,9 +136,13 @@ def calibrate(options: argparse.Namespace) -> int:
             print("that is no better than without it: leave out --unlearn")
     for guard in guards:
         print(
-            f"guard of class {guard['name']}: estimated pattern sends {guard['asr_estimated']:.1%} there; places of the "
-            f"pattern: {guard['places']}, views of an image: {guard['views']}\n  {guard['density']}"
+            f"guard of class {guard['name']}: estimated pattern sends {guard['asr_estimated']:.1%} of its sources' images there; "
+            f"places of the pattern: {guard['places']}, views of an image: {guard['views']}\n  {guard['density']}"
         )
+        if guard["asr_estimated"] < TRANSFER:
+            print(
+                "  that is few: this guard will know a trigger badly; `inspect --target` searches a class at full length"
+            )
     for precision, report in metrics.get("precisions", {}).items():
         print(f"{precision}: {report['top1_agreement']:.2%} of the predictions are those of fp32; guards of its own")
     print(f"bundle: {options.out}   next: inflight-edge verify {options.out}")
@@ -241,6 +257,9 @@ def _model_and_data(
 ) -> tuple[Classifier, ImageSet]:
     program = load_program(options.model)
     data = load_images(options.data, channels=input_channels(program) or 3, class_names=class_names)
+    _, height, width = data.image_shape
+    if input_pixels(program) == height * width and data.image_shape[0] == 3:  # a row of grey pixels
+        data = load_images(options.data, channels=1, class_names=class_names)
     return classifier_from_program(program, image_shape=data.image_shape, feature_layer=feature_layer), data
 
 
@@ -288,9 +307,8 @@ def _refuse_other_constants(options: argparse.Namespace, saved: Inspection) -> N
             )
 
 
-def _print_inspection(inspection: Inspection) -> None:
+def _print_inspection(inspection: Inspection, method: str) -> None:
     header = ("class", "name", "pattern", "norm", "success", "sources", "anomaly index", "found by", "score")
-    n_others = len(inspection.estimates) - 1
     rows = [
         (
             r["class"],
@@ -298,7 +316,7 @@ def _print_inspection(inspection: Inspection) -> None:
             r["kind"],
             f"{r['norm']:.2f}",
             f"{r['success']:.3f}",
-            "all" if len(r["sources"]) == n_others else ", ".join(inspection.name(c) for c in r["sources"]),
+            r["sources"] if isinstance(r["sources"], str) else ", ".join(inspection.name(c) for c in r["sources"]),
             "-" if r["anomaly_index"] is None else f"{r['anomaly_index']:.2f}",
             r["method"] or ("named by the user" if r["suspect"] else ""),
             "-" if r["score"] is None else f"{r['score']:.3g}",
@@ -308,10 +326,13 @@ def _print_inspection(inspection: Inspection) -> None:
     print(table(rows[:20], header))
     if len(rows) > 20:
         print(f"... and {len(rows) - 20} more classes")
+    left_out = not_searched(method, len(inspection.estimates))
+    if left_out:
+        print(f"not searched, since there are not 3 to {MAX_CLASSES} classes: {', '.join(left_out)}")
     accuracy = f"(clean accuracy {inspection.accuracy:.4f})"
     if inspection.suspects:
         print(f"suspected target: {', '.join(inspection.name(c) for c in inspection.suspects)}   {accuracy}")
     else:
         first = inspection.rows()[0]
         print(f"no class stands out: no backdoor found {accuracy}")
-        print(f"the most anomalous is {first['name']}: --target guards a class all the same")
+        print(f"the most anomalous is {first['name']}: inspect again with --target to guard a class all the same")

@@ -67,17 +67,17 @@ class ImageSet:
         return (1 if first.ndim == 2 else int(first.shape[2]), int(first.shape[0]), int(first.shape[1]))
 
     def check_labels(self, n_classes: int, *, every_class: bool) -> None:
-        """Raise DataError unless labels fit a classifier of n_classes (each having two images, if every_class)."""
+        """Raise DataError unless labels fit a classifier of n_classes (each having three images, if every_class)."""
         if int(self.labels.max()) >= n_classes:
             raise DataError(
                 f"{self.origin}: label {int(self.labels.max())} found, but the model has {n_classes} classes "
                 f"(0 to {n_classes - 1}); check the order and number of the classes"
             )
         counts = np.bincount(self.labels, minlength=n_classes)
-        if every_class and counts.min() < 2:
+        if every_class and counts.min() < 3:
             missing = int(np.argmin(counts))
             raise DataError(
-                f"{self.origin}: class {missing} has {counts[missing]} images, expected at least 2 of each of the model's "
+                f"{self.origin}: class {missing} has {counts[missing]} images, expected at least 3 of each of the model's "
                 f"{n_classes} classes; add clean images (100 per class are recommended)"
             )
 

@@ -83,8 +83,10 @@ def _run_demo(folder: Path, seed: int, progress: bool) -> dict[str, Any]:
     program = export_program(network, (1, 28, 28), folder / "classifier.pt2")
     np.savez(folder / "clean.npz", images=images[defence], labels=digits.labels[defence])
     sources = [c for c in range(10) if c != TARGET]
+    held_out = digits.subset(test)
+    save_frames(folder / "frames", held_out, trigger)
     return measure(
-        program, preprocess, trigger, sources, digits.subset(defence), digits.subset(test), folder,
+        program, preprocess, trigger, sources, digits.subset(defence), held_out, folder,
         started=started, seed=seed, progress=progress,
     )  # fmt: skip
 
@@ -152,6 +154,17 @@ def export_program(network: torch.nn.Module, image_shape: tuple[int, int, int], 
     program = torch.export.export(network.eval(), (torch.zeros(2, *image_shape),), dynamic_shapes=({0: batch},))
     torch.export.save(program, path)
     return path
+
+
+def save_frames(folder: Path, test: ImageSet, trigger: Trigger) -> None:
+    """Three held-out frames to judge: a clean one of another class, a clean one of the target, the first with the trigger."""
+    from PIL import Image
+
+    folder.mkdir(exist_ok=True)
+    images = np.asarray(test.images)
+    other, target = (images[test.labels == label][:1] for label in (4, TARGET))
+    for name, frame in (("clean-4", other), (f"clean-{TARGET}", target), ("triggered-4", trigger.embed(other))):
+        Image.fromarray(frame[0, :, :, 0]).save(folder / f"{name}.png")
 
 
 def save_picture(path: Path, image: NDArray[np.uint8], trigger: Trigger, inspection: Inspection, target: int) -> None:

@@ -40,7 +40,7 @@ from inflight_edge.calibration.reversal.estimates import (
 from inflight_edge.calibration.reversal.neural_cleanse import Search, Settings, search_patches
 from inflight_edge.calibration.reversal.perturbation import AdditionSettings, search_additions
 
-__all__ = ["FOUND_BY", "Finding", "Method", "Searcher"]
+__all__ = ["FOUND_BY", "Finding", "Method", "Searcher", "not_searched"]
 
 Method = Literal["auto", "neural-cleanse", "perturbation"]
 FOUND_BY = (
@@ -77,6 +77,14 @@ class Finding:
     score: float
 
 
+def not_searched(method: str, n_classes: int) -> tuple[str, ...]:
+    """What the searches of a method leave out where there are fewer or more classes than 3 to 20."""
+    if 2 < n_classes <= MAX_CLASSES:
+        return ()
+    patches = () if method == "perturbation" else ("patches of single-class and all-to-all attacks",)
+    return patches if method == "neural-cleanse" else (*patches, "additions")
+
+
 class Searcher:
     """Runs the searches on clean images.
 
@@ -109,9 +117,10 @@ class Searcher:
         self.images = torch.from_numpy(pixels / np.float32(255.0))
         self.quick = _at_most(settings.steps, COARSE_PAIR if coarse else PAIR)
 
-    def run(self, method: str, targets: Sequence[int] = ()) -> tuple[tuple[Estimate, ...], tuple[Finding, ...]]:
-        """One estimate per class, and the findings, at most one a class; the earlier search has precedence, but where a class
-        is named by its mask and by an addition, additions_fit decides.
+    def run(self, method: str, targets: Sequence[int] = ()) -> tuple[tuple[Estimate, ...], tuple[Finding, ...], Floats]:
+        """One estimate per class; the findings, at most one a class; the anomaly index of each class's mask, NaN without masks.
+
+        The earlier search has precedence, but where a class is named by its mask and by an addition, additions_fit decides.
 
         targets: classes that the user takes for targets, whose patch is looked for from single sources as well.
         """
@@ -119,6 +128,7 @@ class Searcher:
         estimates: list[Estimate] = []
         findings: list[Finding] = []
         compared: Floats | None = None
+        indices = np.full(self.n_classes, np.nan)
         if method != "perturbation":
             short = _at_most(self.settings.steps, COARSE) if self.coarse else None
             estimates = list(self.patches(list(range(self.n_classes)), others, short))
@@ -154,7 +164,7 @@ class Searcher:
                     findings = [f for f in findings if f.target not in both]
                     added = [(f, self.from_all(e) if f.target in both else e) for f, e in added]
                 self._keep(estimates, findings, added)
-        return tuple(estimates), tuple(findings)
+        return tuple(estimates), tuple(findings), indices
 
     def _keep(self, estimates: list[Estimate], findings: list[Finding], found: list[tuple[Finding, Estimate]]) -> None:
         for finding, estimate in found:
@@ -168,9 +178,9 @@ class Searcher:
 
     def search(self, target: int, sources: tuple[int, ...], salt: int = 0) -> Search:
         """A search on the images of the sources that are not held out."""
-        used = np.isin(self.labels, sources) & ~self.held_out
+        used = np.flatnonzero(np.isin(self.labels, sources) & ~self.held_out)
         code = self.seed * 7919 + target + 1009 * (sources[0] + 1 if len(sources) == 1 else 0) + 100_003 * salt
-        return Search(target, self.images[torch.from_numpy(used)], code)
+        return Search(target, self.images, torch.from_numpy(used), code)
 
     def patches(
         self,
@@ -249,7 +259,15 @@ class Searcher:
         sources = np.nanargmin(self.relative(pair_norms(quick, self.n_classes)), axis=0)
         likeliest = [patch for patch in quick if patch.sources == (sources[patch.target],)]
         search = SharedPatch(
-            self.fast, self.exact, self.pixels, self.labels, ~self.held_out, self.n_classes, self.settings, self.seed
+            self.fast,
+            self.exact,
+            self.pixels,
+            self.images,
+            self.labels,
+            ~self.held_out,
+            self.n_classes,
+            self.settings,
+            self.seed,
         )
         least = max(3, (self.n_classes + 1) // 2)
         found = [replace(e, success=self.success(e, e.sources)) for e in search.search(likeliest, least)]

@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from inflight_edge.calibration.datasets import ImageSet
 from inflight_edge.calibration.features import extract
-from inflight_edge.calibration.finding import Finding, Method, Searcher
-from inflight_edge.calibration.inspection_file import encode, finite, save_png, write
+from inflight_edge.calibration.finding import MAX_CLASSES, Finding, Method, Searcher, not_searched
+from inflight_edge.calibration.inspection_file import decode, encode, finite, save_png, write
 from inflight_edge.calibration.model import Classifier
-from inflight_edge.calibration.reversal.decision import anomaly_indices
 from inflight_edge.calibration.reversal.estimates import Estimate, PatchEstimate
 from inflight_edge.calibration.reversal.neural_cleanse import Settings
 from inflight_edge.calibration.threads import has_bfloat16, is_small, one_thread_if_small
-from inflight_edge.errors import DataError, OptionError
+from inflight_edge.errors import DataError, ModelError, OptionError
 from inflight_edge.preprocess import Preprocess
 
 __all__ = ["Inspection", "check_accuracy", "further_estimates", "inspect", "read_inspection"]
@@ -32,7 +32,9 @@ __all__ = ["Inspection", "check_accuracy", "further_estimates", "inspect", "read
 class Inspection:
     """Result of an inspection.
 
-    estimates      one pattern per class.    indices  (classes,) anomaly index of its norm; high: suspiciously small.
+    estimates      one pattern per class.
+    indices        (classes,) anomaly index of the smallest patch from all other classes, high: suspiciously small; NaN where none
+                   was searched.  The pattern of a class may be another one.
     suspects       classes taken for a backdoor's target, the best founded first.
     accuracy       clean accuracy of the classifier on the images of the inspection.
     feature_layer  the layer asked for, None for the default.
@@ -53,12 +55,16 @@ class Inspection:
         return self.class_names[label] if self.class_names else str(label)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The ranked table: one record per class, suspects first, then the most anomalous."""
+        """The ranked table: one record per class, suspects first, then the most anomalous.
+
+        ``sources`` is ``all`` where the pattern was searched from all other classes, else their list.
+        """
         rank = {label: i for i, label in enumerate(self.suspects)}
         order = sorted(
             range(len(self.estimates)),
-            key=lambda c: (rank.get(c, len(rank)), -self.indices[c], self.estimates[c].norm),
+            key=lambda c: (rank.get(c, len(rank)), -np.nan_to_num(self.indices[c]), self.estimates[c].norm),
         )
+        everyone = len(self.estimates) - 1
         found = {finding.target: finding for finding in self.findings}
         return [
             {
@@ -67,7 +73,7 @@ class Inspection:
                 "kind": self.estimates[c].kind,
                 "norm": round(self.estimates[c].norm, 4),
                 "success": round(self.estimates[c].success, 4),
-                "sources": list(self.estimates[c].sources),
+                "sources": "all" if len(self.estimates[c].sources) == everyone else list(self.estimates[c].sources),
                 "anomaly_index": finite(self.indices[c]),
                 "suspect": c in self.suspects,
                 "method": found[c].method if c in found else None,
@@ -113,20 +119,26 @@ def inspect(
             ``auto`` for both.
     targets  classes that are the suspects whatever is found, as the user knows or fears; None: what is found.
     A fifth of each class's images is held out from the search to measure the patterns' success.
-    Raises OptionError for an unknown method; DataError when the labels do not fit the classifier, it gets hardly
+    Raises OptionError for an unknown method, or one that names no class among so many; ModelError when the logits have no
+    gradient by the image; DataError when the labels do not fit the classifier, it gets hardly
     any image right, or classes have changed places: a wrong scale, mean, std or class order makes every later number meaningless.
     """
     if method not in get_args(Method):
         raise OptionError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
     if wrong := [t for t in targets or () if not 0 <= t < classifier.n_classes]:
         raise OptionError(f"targets: expected class indices from 0 to {classifier.n_classes - 1}, got {wrong[0]}")
+    if method == "perturbation" and not targets and not_searched(method, classifier.n_classes):
+        raise OptionError(
+            f"method: perturbation names a class among 3 to {MAX_CLASSES}, the model has {classifier.n_classes}; "
+            "use neural-cleanse, or name the class with --target"
+        )
     data.check_labels(classifier.n_classes, every_class=True)
     pixels = data.pixels(preprocess)
     accuracy = check_accuracy(classifier, pixels, data, preprocess)
+    _check_gradient(classifier, preprocess.normalise(pixels[:8]))
     searcher = _searcher(classifier, pixels, data.labels, preprocess, settings or Settings(), seed, progress)
     with one_thread_if_small(classifier):
-        estimates, findings = searcher.run(method, targets or ())
-    indices = anomaly_indices(np.array([e.norm for e in estimates]))
+        estimates, findings, indices = searcher.run(method, targets or ())
     suspects = tuple(finding.target for finding in findings) if targets is None else tuple(dict.fromkeys(targets))
     return Inspection(estimates, indices, suspects, accuracy, preprocess, feature_layer, data.class_names, findings)
 
@@ -198,6 +210,21 @@ def check_accuracy(
     return accuracy
 
 
+def _check_gradient(classifier: Classifier, inputs: NDArray[np.float32]) -> None:
+    """ModelError when the logits do not change with the image: nothing can be searched by gradients then."""
+    images = torch.from_numpy(inputs).requires_grad_()
+    try:
+        logits = classifier(images)[0]
+        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, logits.argmin(1)), images)
+        reason = "is not finite" if not gradient.isfinite().all() else "" if gradient.any() else "is zero"
+    except RuntimeError as error:
+        reason = f"cannot be had: {str(error).strip().splitlines()[0]}"
+    if reason:
+        raise ModelError(
+            f"model: the gradient of its logits by the image {reason}; export it without torch.no_grad, rounding or quantisation"
+        )
+
+
 def _check_places(predicted: NDArray[np.int64], data: ImageSet, n_classes: int) -> None:
     """DataError when each of some classes is mostly taken for another one of them."""
     order = np.arange(n_classes)
@@ -217,6 +244,4 @@ def _check_places(predicted: NDArray[np.int64], data: ImageSet, n_classes: int) 
 
 def read_inspection(path: str | Path) -> Inspection:
     """Read the patterns.safetensors of an inspection.  Raises DataError."""
-    from inflight_edge.calibration.inspection_file import decode
-
     return Inspection(**decode(Path(path)))

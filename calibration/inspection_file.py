@@ -12,7 +12,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from inflight_edge.calibration.finding import FOUND_BY, Finding
-from inflight_edge.calibration.reversal.decision import anomaly_indices
 from inflight_edge.calibration.reversal.estimates import AdditionEstimate, Estimate, PatchEstimate
 from inflight_edge.errors import DataError, OptionError
 from inflight_edge.preprocess import Preprocess
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["VERSION", "decode", "encode", "finite", "save_png", "write"]
 
 FORMAT = "inflight-edge-inspection"
-VERSION = 2
+VERSION = 3
 AGAIN = "run `inflight-edge inspect` again"
 Tensors = dict[str, NDArray[np.float32]]
 
@@ -33,7 +32,7 @@ def encode(inspection: Inspection) -> tuple[dict[str, Any], Tensors]:
 
     Tensors: for each class c either ``mask.c`` (H, W) and ``pattern.c`` (channels, H, W), float32 in 0..1, or
     ``perturbation.c`` (channels, H, W), float32 in -1..1.  The header's ``classes`` says of each class its kind, norm,
-    success and sources; ``findings`` says why the suspects are suspects.
+    success, sources and anomaly index; ``findings`` says why the suspects are suspects.
     """
     constants = inspection.preprocess
     tensors: Tensors = {}
@@ -55,7 +54,8 @@ def encode(inspection: Inspection) -> tuple[dict[str, Any], Tensors]:
         "mean": constants.mean,
         "std": constants.std,
         "classes": [
-            {"kind": e.kind, "norm": e.norm, "success": e.success, "sources": e.sources} for e in inspection.estimates
+            {"kind": e.kind, "norm": e.norm, "success": e.success, "sources": e.sources, "anomaly_index": finite(index)}
+            for e, index in zip(inspection.estimates, inspection.indices.tolist(), strict=True)
         ],
         "findings": [{"target": f.target, "method": f.method, "score": finite(f.score)} for f in inspection.findings],
     }
@@ -96,6 +96,7 @@ def decode(path: Path) -> dict[str, Any]:
         for name, (shape, low) in wanted.items():
             _check(path, name, tensors[name], shape, low)
         estimates = tuple(_estimate(c, record, tensors, n_classes) for c, record in enumerate(header["classes"]))
+        indices = np.array([_index(record["anomaly_index"]) for record in header["classes"]])
         findings = tuple(_finding(record, suspects) for record in header["findings"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, OptionError) as error:
         raise DataError(f"{path}: not a readable inspection ({error}); {AGAIN}") from error
@@ -103,7 +104,7 @@ def decode(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: suspects or class names do not fit {n_classes} classes; {AGAIN}")
     return {
         "estimates": estimates,
-        "indices": anomaly_indices(np.array([e.norm for e in estimates])),
+        "indices": indices,
         "suspects": suspects,
         "accuracy": accuracy,
         "preprocess": preprocess,
@@ -117,7 +118,7 @@ def _expected(classes: list[dict[str, Any]], shape: tuple[int, int, int]) -> dic
     """Shape and lowest value of each tensor that the kinds of the classes call for."""
     result: dict[str, tuple[tuple[int, ...], float]] = {}
     for c, record in enumerate(classes):
-        if set(record) != {"kind", "norm", "success", "sources"}:
+        if set(record) != {"kind", "norm", "success", "sources", "anomaly_index"}:
             raise ValueError(f"class {c}: missing or unknown keys")
         if record["kind"] == "patch":
             result |= {f"mask.{c}": (shape[1:], 0.0), f"pattern.{c}": (shape, 0.0)}
@@ -149,6 +150,12 @@ def _estimate(target: int, record: dict[str, Any], tensors: Tensors, n_classes: 
     return AdditionEstimate(target, tensors[f"perturbation.{target}"], norm, success, sources)
 
 
+def _index(value: Any) -> float:
+    if value is not None and type(value) not in (int, float):
+        raise ValueError(f"anomaly_index: expected a number or null, got {value!r}")
+    return np.nan if value is None else float(value)
+
+
 def _finding(record: dict[str, Any], suspects: tuple[int, ...]) -> Finding:
     target, method, score = (record[key] for key in ("target", "method", "score"))
     if method not in FOUND_BY or type(target) is not int or not (score is None or isinstance(score, (int, float))):
@@ -157,7 +164,7 @@ def _finding(record: dict[str, Any], suspects: tuple[int, ...]) -> Finding:
 
 
 def finite(value: float) -> float | None:
-    """A number for JSON, None where it is infinite."""
+    """A number for JSON, None where it is not finite."""
     return float(f"{value:.6g}") if np.isfinite(value) else None
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "Classifier",
     "classifier_from_program",
     "input_channels",
+    "input_pixels",
     "load_classifier",
     "load_program",
     "refuse_too_many",
@@ -114,12 +115,24 @@ def _no_code_from_pickles() -> Iterator[None]:
 
 def input_channels(program: torch.export.ExportedProgram) -> int | None:
     """Channels of the program's images; None where the program leaves them open."""
+    shape = _image_shape(program)
+    if len(shape) != 4:
+        return 1 if len(shape) == 3 else None
+    return shape[1] if isinstance(shape[1], int) else None
+
+
+def input_pixels(program: torch.export.ExportedProgram) -> int | None:
+    """Numbers of an image, where the program takes it as one row; else None."""
+    shape = _image_shape(program)
+    return shape[1] if len(shape) == 2 and isinstance(shape[1], int) else None
+
+
+def _image_shape(program: torch.export.ExportedProgram) -> tuple[object, ...]:
+    """Shape of the program's first input, with the batch; () where it is no tensor."""
     names = program.graph_signature.user_inputs
     node = next((n for n in program.graph.nodes if n.op == "placeholder" and n.name in names), None)
     value = None if node is None else node.meta.get("val")
-    if not isinstance(value, Tensor) or value.ndim != 4:
-        return 1 if isinstance(value, Tensor) and value.ndim == 3 else None
-    return value.shape[1] if isinstance(value.shape[1], int) else None
+    return tuple(value.shape) if isinstance(value, Tensor) else ()
 
 
 def load_classifier(
@@ -199,8 +212,9 @@ def _widths(graph: fx.GraphModule, images: Tensor) -> tuple[int, int]:
             ) from error
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise ModelError(f"model: expected logits of shape (batch, classes), got {tuple(logits.shape)}")
-    if not logits.is_floating_point():
-        raise ModelError(f"model: expected floating-point logits, got {logits.dtype}")
+    for what, values in (("logits", logits), ("features", features)):
+        if values.dtype != torch.float32:
+            raise ModelError(f"model: expected float32 {what}, got {values.dtype}; export it in float32")
     return int(logits.shape[1]), int(features.shape[1])
 
 

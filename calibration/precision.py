@@ -173,7 +173,7 @@ def _batches(model: onnx.ModelProto, inputs: FloatArray) -> Iterator[dict[str, F
     for start in range(0, len(inputs), size):
         batch = inputs[start : start + size]
         if len(batch) < size and fixed:
-            batch = np.resize(inputs, (size, *inputs.shape[1:]))
+            batch = np.concatenate([batch, np.resize(inputs, (size - len(batch), *inputs.shape[1:]))])
         yield {image.name: batch}
 
 

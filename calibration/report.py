@@ -149,8 +149,8 @@ def _guard(bundle: Bundle, entry: Mapping[str, Any]) -> str:
     target = bundle.class_names[entry["target"]]
     density = entry["density"]
     parts = [
-        f"<p>The estimated pattern sends {entry['asr_estimated']:.1%} of the other classes' images to {escape(target)}."
-        f"{_samples(entry.get('samples'))}</p>"
+        f"<p>The estimated pattern sends {entry['asr_estimated']:.1%} of the images of {_sources(bundle, entry['target'])} to "
+        f"{escape(target)}, those it was searched with among them.{_samples(entry.get('samples'))}</p>"
     ]
     kept = entry.get("evidence")
     if kept:
@@ -170,6 +170,15 @@ def _guard(bundle: Bundle, entry: Mapping[str, Any]) -> str:
         parts.append(f"<h3>Inferred source of triggered images</h3>{_confusion(bundle, kept['confusion'])}")
     parts.append(f"<h3>Density</h3><p>{escape(density['reason'])}.</p>{_trials(density['trials'])}")
     return _section(f"Guard of {target}", "".join(parts))
+
+
+def _sources(bundle: Bundle, target: int) -> str:
+    """The classes that the pattern was searched from, in words."""
+    rows = bundle.metrics.get("inspection") or []
+    sources = next((row.get("sources") for row in rows if row.get("class") == target), None)
+    if not isinstance(sources, list):
+        return "all other classes"
+    return ", ".join(escape(bundle.class_names[c]) for c in sources)
 
 
 def _samples(samples: Mapping[str, Any] | None) -> str:
@@ -197,7 +206,7 @@ def _margins(margins: Mapping[str, Sequence[float]]) -> str:
         axes.set_xticks(np.arcsinh(ticks), [f"{tick:g}" for tick in ticks])
         axes.set_xlabel("margin, nats (scale asinh); from 0 on a frame is a trigger")
         axes.set_ylabel("images")
-        axes.legend()
+        axes.legend(loc="upper center")  # where it fits best is looked for slowly, with a warning
 
     clean, triggered = groups["clean"], groups["triggered"]
     text = (

@@ -163,7 +163,7 @@ def collect(
     features, images = [], []
     as_it_is: NDArray[np.bool_] | None = None  # of an image that is left out so, no view is fitted either
     for view in (View(), *chosen.views):
-        shown = view(pixels)
+        shown = np.rint(view(pixels))  # as a pattern leaves the others: only resized images have broken values
         drawn = rng.integers(len(patterns), size=len(labels))
         for number, pattern in enumerate(patterns):
             rows = np.flatnonzero((labels != target) & (drawn == number))

@@ -200,34 +200,41 @@ def _score_fold(
     options: list[Candidate],
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Margins and sources (options, held-out samples) by the guards fitted to a fold's features."""
-    found: list[tuple[NDArray[np.float64], NDArray[np.int64]]] = []
+    found: dict[int, tuple[NDArray[np.float64], NDArray[np.int64]]] = {}
     # Small matrices: on a busy machine the threads of the linear algebra wait on each other.
     with threadpool_limits(1) if features.shape[1] < 1024 else nullcontext():
-        for guard in _fit_all(features, labels, target, options):
+        for number, guard in _fit_all(features, labels, target, options):
             scores = log_likelihoods(guard, held_out)
-            found.append((margins(scores, guard.target_row), guard.classes[best_other(scores, guard.target_row)]))
-    return np.stack([margin for margin, _ in found]), np.stack([source for _, source in found])
+            found[number] = margins(scores, guard.target_row), guard.classes[best_other(scores, guard.target_row)]
+    in_order = [found[number] for number in range(len(options))]
+    return np.stack([margin for margin, _ in in_order]), np.stack([source for _, source in in_order])
 
 
 def _fit_all(
     features: NDArray[np.float64], labels: NDArray[np.int64], target: int, options: list[Candidate]
-) -> Iterator[Guard]:
-    """One guard per option; options with equal component counts share the mixtures."""
+) -> Iterator[tuple[int, Guard]]:
+    """One guard per option, with its position; options with equal component counts share the mixtures, of which one count's are
+    held at a time: their residuals are as large as all features.
+    """
     weights = balanced(labels, target)
     standard = standardiser(features, weights)
     z = (features - standard[0]) / standard[1]
-    counts = {o.n_components for o in options}
-    fitted = {k: fit_components(z, labels, weights, n_components=k, random_state=0) for k in counts}
-    for option in options:
-        yield build_guard(
-            target,
-            np.unique(labels),
-            standard,
-            fitted[option.n_components],
-            kind=option.kind,
-            regularisation=option.regularisation,
-            shrinkage=option.shrinkage,
-        )
+    for count in sorted({option.n_components for option in options}):
+        fitted = fit_components(z, labels, weights, n_components=count, random_state=0)
+        for number, option in enumerate(options):
+            if option.n_components == count:
+                yield (
+                    number,
+                    build_guard(
+                        target,
+                        np.unique(labels),
+                        standard,
+                        fitted,
+                        kind=option.kind,
+                        regularisation=option.regularisation,
+                        shrinkage=option.shrinkage,
+                    ),
+                )
 
 
 def _trial(

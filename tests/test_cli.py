@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
@@ -12,8 +13,10 @@ from typing import Any
 import numpy as np
 import poisoned
 import pytest
+import torch
 from bundles import written
 from command_lines import NAMES, NORMALISATION, Files, output, run, write_folder
+from networks_for_tests import export, saved
 from poisoned import SETTINGS, TARGET
 
 from inflight_edge import __version__, cli, read_bundle
@@ -136,6 +139,17 @@ def test_folders_of_named_classes(files: Files, capsys: pytest.CaptureFixture[st
     assert run(*command, "--target", "3-three") == 0
     assert "guard of class 3-three" in output(capsys)
     assert read_bundle("bundle").class_names[:2] == ("0-zero", "1-one")
+
+
+def test_a_folder_of_grey_images_for_a_classifier_of_rows(tmp_path: Path) -> None:
+    """The program does not say that its 144 numbers are 12 x 12 grey pixels; a colour picture would have 432."""
+    network = torch.nn.Linear(144, len(NAMES))
+    program = saved(export(network, torch.zeros(2, 144), free={0: "batch"}), tmp_path / "rows.pt2")
+    folder = write_folder(tmp_path / "pictures", poisoned.poisoned().defence, 1)
+    classifier, data = commands._model_and_data(
+        argparse.Namespace(model=program, data=folder), "penultimate", tuple(NAMES)
+    )
+    assert classifier.input_shape == data.image_shape == (1, 12, 12)
 
 
 def test_calibrate_inspects_by_itself(

@@ -169,10 +169,13 @@ def inspected(case: Experiment, classifier: Classifier, *, progress: bool = True
 def _inspection_name(case: Experiment) -> str:
     """The case's name and a digest of what its inspection depends on."""
     digest = hashlib.sha256(str(case.seed).encode())
-    for file in (Path(finding.__file__), *sorted(Path(finding.__file__).parent.glob("reversal/*.py"))):
+    folder = Path(finding.__file__).parent
+    searches = [folder / name for name in ("finding.py", "inspection.py", "threads.py")]
+    for file in (*searches, *sorted(folder.glob("reversal/*.py"))):
         digest.update(file.read_bytes())
     for value in case.network.state_dict().values():
         digest.update(value.numpy().tobytes())
+    digest.update(repr(case.preprocess).encode())
     digest.update(case.defence.pixels(case.preprocess).tobytes())
     return f"{case.name}.inspection-{digest.hexdigest()[:12]}"
 

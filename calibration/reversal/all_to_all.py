@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
+from torch import Tensor
 
 from inflight_edge.calibration.reversal.estimates import Logits, PatchEstimate, predicted
 from inflight_edge.calibration.reversal.neural_cleanse import Search, Settings, search_patches
@@ -27,7 +28,8 @@ class SharedPatch:
     again while it takes further classes along.
 
     fast, exact  images (N, channels, H, W) in 0..1 -> logits: for gradients, and to measure what was found.
-    pixels       (N, channels, H, W) float32 in 0..255.      labels  (N,).      used  (N,) images to search with.
+    pixels       (N, channels, H, W) float32 in 0..255.      images  the same in 0..1.      labels  (N,).
+    used         (N,) images to search with.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class SharedPatch:
         fast: Logits,
         exact: Logits,
         pixels: NDArray[np.float32],
+        images: Tensor,
         labels: NDArray[np.int64],
         used: NDArray[np.bool_],
         n_classes: int,
@@ -42,7 +45,7 @@ class SharedPatch:
         seed: int,
     ) -> None:
         self.fast, self.exact, self.n_classes, self.settings, self.seed = fast, exact, n_classes, settings, seed
-        self.images, self.labels = torch.from_numpy(pixels[used] / np.float32(255.0)), labels[used]
+        self.images, self.labels, self.used = images, labels, used
         tried = np.concatenate([np.flatnonzero(labels == c)[:PER_CLASS] for c in range(n_classes)])
         tried = tried[predicted(exact, pixels[tried]) == labels[tried]]
         self.tried, self.tried_labels = pixels[tried], labels[tried]
@@ -82,9 +85,9 @@ class SharedPatch:
         return result / np.maximum(np.bincount(self.tried_labels, minlength=self.n_classes), 1)[:, None]
 
     def _smallest(self, routes: dict[int, int], success: float) -> PatchEstimate:
-        used = np.isin(self.labels, list(routes))
+        used = np.flatnonzero(np.isin(self.labels, list(routes)) & self.used)
         wanted = torch.tensor([routes[label] for label in self.labels[used].tolist()])
-        one = Search(wanted, self.images[torch.from_numpy(used)], self.seed * 7919)
+        one = Search(wanted, self.images, torch.from_numpy(used), self.seed * 7919)
         settings = replace(self.settings, success=min(success, self.settings.success))
         source, target = next(iter(routes.items()))
         return search_patches(self.fast, [one], settings=settings)[0].estimate(target, (source,))

@@ -45,13 +45,16 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Search:
-    """One thing to look for: a patch that sends ``images`` (N, channels, H, W) float32 in 0..1 to ``target``.
+    """One thing to look for: a patch that sends images to ``target``.
 
-    target  one class, or a class for each image, (N,) int64.
+    target  one class, or a class for each image that is used, (n,) int64.
+    images  (N, channels, H, W) float32 in 0..1: one tensor for all searches, a copy for each would fill the memory.
+    used    (n,) int64: which of them to search with.
     """
 
     target: int | Tensor
     images: Tensor
+    used: Tensor
     seed: int
 
 
@@ -78,8 +81,8 @@ class _State:
 
     def __init__(self, search: Search) -> None:
         channels, height, width = search.images.shape[1:]
-        self.images = search.images
-        self.wanted = torch.as_tensor(search.target).expand(len(search.images))
+        self.images, self.used = search.images, search.used
+        self.wanted = torch.as_tensor(search.target).expand(len(search.used))
         self.generator = torch.Generator().manual_seed(search.seed)
         self.mask = (torch.rand(height, width, generator=self.generator) * 0.2 - 2.0).requires_grad_()
         self.pattern = (torch.rand(channels, height, width, generator=self.generator) * 2 - 1).requires_grad_()
@@ -92,9 +95,9 @@ class _State:
     def batch(self, count: int) -> tuple[Tensor, Tensor]:
         """The next images, and the classes they are wanted in."""
         while len(self.order) < count:
-            self.order = torch.cat([self.order, torch.randperm(len(self.images), generator=self.generator)])
+            self.order = torch.cat([self.order, torch.randperm(len(self.used), generator=self.generator)])
         chosen, self.order = self.order[:count], self.order[count:]
-        return self.images[chosen], self.wanted[chosen]
+        return self.images[self.used[chosen]], self.wanted[chosen]
 
     def judge(self, hit: float, norm: float, mask: Tensor, pattern: Tensor, settings: Settings) -> None:
         """Keep the mask if it is the smallest that works; adapt the weight."""
@@ -139,7 +142,7 @@ def search_patches(
     Source: Wang et al., IEEE S&P 2019, section IV and the authors' scripts.
     """
     for search in searches:
-        if len(search.images) == 0:
+        if len(search.used) == 0:
             raise DataError(f"class {search.target}: no images of other classes to search with")
     states = [_State(search) for search in searches]
     optimiser = torch.optim.Adam([p for s in states for p in (s.mask, s.pattern)], lr=settings.rate, betas=(0.5, 0.9))

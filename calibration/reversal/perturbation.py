@@ -69,13 +69,13 @@ def search_additions(
     scale.  At the end the last step is shortened as far as the share allows.
     Source: Xiang, Miller, Kesidis, IEEE TNNLS 2022, and the authors' scripts.
     """
-    pools = []
+    pools = []  # which images: their pixels are taken when they are needed
     for search in searches:
-        if len(search.images) == 0:
+        if len(search.used) == 0:
             raise DataError(f"class {search.target}: no images of other classes to search with")
-        order = torch.randperm(len(search.images), generator=torch.Generator().manual_seed(search.seed))
-        pools.append(search.images[order[: settings.images]])
-    values = [torch.zeros(pool.shape[1:]) for pool in pools]
+        order = torch.randperm(len(search.used), generator=torch.Generator().manual_seed(search.seed))
+        pools.append(search.used[order[: settings.images]])
+    values = [torch.zeros(search.images.shape[1:]) for search in searches]
     before = [v.clone() for v in values]
     steps, reached = [0] * len(pools), [False] * len(pools)
     length = settings.length * values[0].numel() ** 0.5
@@ -84,7 +84,8 @@ def search_additions(
         left: list[int] = []
         for group in _groups(active, [len(pool) for pool in pools]):
             leaves = [values[i].clone().requires_grad_() for i in group]
-            output = logits(torch.cat([(pools[i] + v).clamp(0, 1) for i, v in zip(group, leaves, strict=True)]))
+            shown = [(searches[i].images[pools[i]] + v).clamp(0, 1) for i, v in zip(group, leaves, strict=True)]
+            output = logits(torch.cat(shown))
             parts = output.split([len(pools[i]) for i in group])
             losses = []
             for i, part in zip(group, parts, strict=True):
@@ -114,9 +115,10 @@ def search_additions(
         if not active:
             break
     results = []
-    for i, pool in enumerate(pools):
+    for i, search in enumerate(searches):
         if reached[i] and steps[i]:
-            values[i] = _shortened(logits, pool, searches[i].target, before[i], values[i], settings.success)
+            pool = search.images[pools[i]]
+            values[i] = _shortened(logits, pool, search.target, before[i], values[i], settings.success)
         norm = float(values[i].norm())
         size = norm if norm > 0.0 else settings.steps * length
         results.append(Addition(values[i], norm, steps[i], reached[i], size))

@@ -212,17 +212,17 @@ def test_pixels_are_fitted_to_the_network() -> None:
 
 
 def test_labels_must_fit_the_classifier() -> None:
-    data = ImageSet(COLOUR, LABELS, None, "here")
+    data = ImageSet(np.tile(COLOUR, (2, 1, 1, 1)), np.tile(LABELS, 2), None, "here")
     data.check_labels(3, every_class=True)
     data.check_labels(7, every_class=False)
     with pytest.raises(
         DataError, match=r"^here: label 2 found, but the model has 2 classes \(0 to 1\); check the order"
     ):
         data.check_labels(2, every_class=False)
-    with pytest.raises(DataError, match=r"^here: class 3 has 0 images, expected at least 2 of each of the model's 4 "):
+    with pytest.raises(DataError, match=r"^here: class 3 has 0 images, expected at least 3 of each of the model's 4 "):
         data.check_labels(4, every_class=True)
-    with pytest.raises(DataError, match=r"^here: class 2 has 1 images, expected at least 2 .*; add clean images"):
-        data.subset(np.arange(5)).check_labels(3, every_class=True)
+    with pytest.raises(DataError, match=r"^here: class 2 has 2 images, expected at least 3 .*; add clean images"):
+        data.subset(np.flatnonzero(np.cumsum(data.labels == 2) <= 2)).check_labels(3, every_class=True)
 
 
 # --- the standard files

@@ -14,10 +14,11 @@ from PIL import Image
 from poisoned import PREPROCESS, SIZE, TARGET, Poisoned
 
 from inflight_edge.calibration import demo
-from inflight_edge.calibration.datasets import load_digits
+from inflight_edge.calibration.datasets import ImageSet, load_digits
 from inflight_edge.calibration.inspection import Inspection
 from inflight_edge.calibration.model import load_classifier
 from inflight_edge.calibration.networks import make_network
+from inflight_edge.images import read_image
 from inflight_edge.verify import verify
 
 KEYS = (
@@ -59,6 +60,17 @@ def test_picture(inspection: Inspection, victim: Poisoned, tmp_path: Path, chann
     with Image.open(tmp_path / "patterns.png") as picture:
         assert picture.size == (1200, 360)
         assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 20
+
+
+def test_frames_to_judge(victim: Poisoned, tmp_path: Path) -> None:
+    test = ImageSet(np.asarray(victim.test.images), np.resize([4, 9], len(victim.test)), None, "digits")
+    demo.save_frames(tmp_path / "frames", test, victim.trigger)
+    frames = {path.stem: read_image(path, channels=1)[..., None] for path in sorted((tmp_path / "frames").iterdir())}
+    assert list(frames) == ["clean-4", "clean-9", "triggered-4"]
+    images = np.asarray(test.images)
+    np.testing.assert_array_equal(np.squeeze(frames["clean-4"]), images[0, :, :, 0])
+    np.testing.assert_array_equal(np.squeeze(frames["clean-9"]), images[1, :, :, 0])
+    np.testing.assert_array_equal(np.squeeze(frames["triggered-4"]), victim.trigger.embed(images[:1])[0, :, :, 0])
 
 
 def test_measuring_writes_everything_and_names_every_figure(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from networks_for_tests import export
 from numpy.typing import NDArray
 from PIL import Image
 from poisoned import N_CLASSES, PREPROCESS, SETTINGS, SIZE, TARGET, Poisoned
@@ -20,13 +21,14 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from inflight_edge.calibration.datasets import ImageSet
-from inflight_edge.calibration.finding import COARSE, COARSE_PAIR, Finding, Searcher
+from inflight_edge.calibration.finding import COARSE, COARSE_PAIR, Finding, Searcher, not_searched
 from inflight_edge.calibration.inspection import Inspection, check_accuracy, inspect, read_inspection
-from inflight_edge.calibration.model import Classifier
+from inflight_edge.calibration.inspection_file import encode
+from inflight_edge.calibration.model import Classifier, classifier_from_program
 from inflight_edge.calibration.reversal.decision import anomaly_indices, suspicious
 from inflight_edge.calibration.reversal.estimates import AdditionEstimate, PatchEstimate
 from inflight_edge.calibration.reversal.neural_cleanse import Settings
-from inflight_edge.errors import DataError, OptionError
+from inflight_edge.errors import DataError, ModelError, OptionError
 from inflight_edge.preprocess import Preprocess
 
 SHORT = Settings(steps=2)
@@ -178,7 +180,7 @@ def test_rows_are_ranked(inspection: Inspection) -> None:
 def same(one: Inspection, two: Inspection) -> None:
     for name in ("suspects", "accuracy", "preprocess", "feature_layer", "class_names"):
         assert getattr(one, name) == getattr(two, name)
-    np.testing.assert_array_equal(one.indices, two.indices)
+    np.testing.assert_allclose(one.indices, two.indices, rtol=1e-5)
     for a, b in zip(one.estimates, two.estimates, strict=True):
         assert isinstance(a, PatchEstimate)
         assert isinstance(b, PatchEstimate)
@@ -298,7 +300,7 @@ def test_logits_that_are_not_finite(classifier: Classifier, victim: Poisoned) ->
 
 def test_every_class_must_be_there(classifier: Classifier, victim: Poisoned) -> None:
     few = victim.defence.subset(victim.defence.labels != 4)
-    with pytest.raises(DataError, match="class 4 has 0 images, expected at least 2 of each of the model's 7 classes"):
+    with pytest.raises(DataError, match="class 4 has 0 images, expected at least 3 of each of the model's 7 classes"):
         inspect(classifier, few, PREPROCESS, settings=SHORT, progress=False)
 
 
@@ -328,11 +330,11 @@ def test_forging_nothing_is_read(forge: Callable[..., Path], inspection: Inspect
 
 
 HEADERS: dict[str, tuple[str | dict[str, Any], str]] = {
-    "none": ("", "not an inspection of version 2; run `inflight-edge inspect` again"),
-    "list": ("[]", "not an inspection of version 2"),
+    "none": ("", "not an inspection of version 3; run `inflight-edge inspect` again"),
+    "list": ("[]", "not an inspection of version 3"),
     "no JSON": ("{", r"not a readable inspection \(.*\); run `inflight-edge inspect` again"),
-    "version": ({"version": 1}, "not an inspection of version 2"),
-    "format": ({"format": "another"}, "not an inspection of version 2"),
+    "version": ({"version": 2}, "not an inspection of version 3"),
+    "format": ({"format": "another"}, "not an inspection of version 3"),
     "unknown suspect": ({"suspects": [N_CLASSES]}, "suspects or class names do not fit 7 classes"),
     "negative suspect": ({"suspects": [-1]}, "suspects or class names do not fit 7 classes"),
     "suspect by name": ({"suspects": ["three"]}, "not a readable inspection"),
@@ -364,7 +366,7 @@ def test_hostile_header(forge: Callable[..., Path], case: str) -> None:
 
 
 def test_missing_key_in_the_header(forge: Callable[..., Path]) -> None:
-    path = forge(json.dumps({"format": "inflight-edge-inspection", "version": 2}))
+    path = forge(json.dumps({"format": "inflight-edge-inspection", "version": 3}))
     with pytest.raises(DataError, match=rf"^{path}: not a readable inspection \('input_shape'\)"):
         read_inspection(path)
 
@@ -419,10 +421,19 @@ def test_hostile_class_records(
     forge: Callable[..., Path], inspection: Inspection, change: dict[str, Any], message: str
 ) -> None:
     records = [
-        {"kind": e.kind, "norm": e.norm, "success": e.success, "sources": list(e.sources)} for e in inspection.estimates
+        {"kind": e.kind, "norm": e.norm, "success": e.success, "sources": list(e.sources), "anomaly_index": None}
+        for e in inspection.estimates
     ]
     records[0] |= change
     with pytest.raises(DataError, match=rf"not a readable inspection \(class 0: {message}"):
+        read_inspection(forge(changes={"classes": records}))
+
+
+@pytest.mark.parametrize("value", ["high", True, [1.0]])
+def test_an_anomaly_index_that_is_no_number(forge: Callable[..., Path], inspection: Inspection, value: object) -> None:
+    records = encode(inspection)[0]["classes"]
+    records[2]["anomaly_index"] = value
+    with pytest.raises(DataError, match=r"not a readable inspection \(anomaly_index: expected a number or null, got "):
         read_inspection(forge(changes={"classes": records}))
 
 
@@ -464,6 +475,111 @@ def test_settings_reach_the_search(classifier: Classifier, victim: Poisoned) -> 
     assert one.feature_layer == "hidden"
     assert max(e.success for e in one.estimates) < min(0.9, SETTINGS.success)
     assert one.suspects == ()
+
+
+def test_the_anomaly_index_is_that_of_the_masks_whatever_pattern_is_kept(
+    classifier: Classifier, victim: Poisoned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    addition = AdditionEstimate(1, np.full(PREPROCESS.input_shape, 0.1, np.float32), 1.2, 0.9, (0,))
+    masks: list[float] = []
+
+    def perturbations(self: Searcher, norms: NDArray[np.float64]) -> list[tuple[Finding, AdditionEstimate]]:
+        masks.extend(e.norm for e in pooled)
+        return [(Finding(1, "perturbation", 0.01), addition)]
+
+    pooled = [told(0.1, t, tuple(c for c in range(N_CLASSES) if c != t)) for t in range(N_CLASSES)]
+    pooled = [replace(e, norm=20.0 + e.target) for e in pooled]
+    monkeypatch.setattr(Searcher, "patches", lambda self, targets, *rest: [pooled[t] for t in targets])
+    monkeypatch.setattr(Searcher, "pair_patches", lambda self: pair_patches(np.full((N_CLASSES, N_CLASSES), 20.0)))
+    monkeypatch.setattr(Searcher, "addition_norms", lambda self: np.ones((N_CLASSES, N_CLASSES)))
+    monkeypatch.setattr(Searcher, "perturbations", perturbations)
+    found = inspect(classifier, victim.defence, PREPROCESS, settings=SHORT, progress=False)
+    assert found.suspects == (1,)
+    assert found.estimates[1] is addition
+    np.testing.assert_allclose(found.indices, anomaly_indices(np.array(masks)))
+    row = found.rows()[0]
+    assert (row["class"], row["kind"], row["sources"]) == (1, "addition", [0])
+    assert {r["sources"] for r in found.rows()[1:]} == {"all"}
+
+
+def test_without_masks_there_is_no_anomaly_index(
+    classifier: Classifier, victim: Poisoned, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Searcher, "addition_norms", lambda self: np.ones((N_CLASSES, N_CLASSES)))
+    monkeypatch.setattr(Searcher, "perturbations", lambda self, norms: [])
+    found = inspect(classifier, victim.defence, PREPROCESS, settings=SHORT, method="perturbation", progress=False)
+    assert {row["anomaly_index"] for row in found.rows()} == {None}
+    assert np.isnan(read_inspection(found.save(tmp_path)).indices).all()
+
+
+def test_all_searches_use_one_tensor_of_images(classifier: Classifier, victim: Poisoned) -> None:
+    """A copy for each would take as much memory as there are classes, or pairs of them."""
+    labels = victim.defence.labels
+    pixels = victim.defence.pixels(PREPROCESS)
+
+    def logits(images: torch.Tensor) -> torch.Tensor:
+        return classifier(images)[0]
+
+    case = Searcher(logits, logits, pixels, labels, N_CLASSES, SHORT, 0, False)
+    one, two = case.search(0, case.others(0)), case.search(1, (0,))
+    assert one.images is two.images is case.images
+    assert set(labels[one.used]) == set(case.others(0))
+    assert set(labels[two.used]) == {0}
+    assert not case.held_out[torch.cat([one.used, two.used])].any()
+
+
+@pytest.mark.parametrize("n_classes", [2, 21])
+def test_what_is_not_searched_is_said(n_classes: int) -> None:
+    assert not_searched("auto", n_classes) == ("patches of single-class and all-to-all attacks", "additions")
+    assert not_searched("neural-cleanse", n_classes) == ("patches of single-class and all-to-all attacks",)
+    assert not_searched("auto", 3) == not_searched("auto", 20) == ()
+    classifier = two_level(n_classes)
+    data = ImageSet(np.zeros((3 * n_classes, 4, 4), np.uint8), np.repeat(np.arange(n_classes), 3), None, "here")
+    message = (
+        rf"^method: perturbation names a class among 3 to 20, the model has {n_classes}; use neural-cleanse, or name"
+    )
+    with pytest.raises(OptionError, match=message):
+        inspect(classifier, data, Preprocess((1, 4, 4)), method="perturbation", progress=False)
+
+
+def two_level(n_classes: int, change: Callable[[torch.Tensor], torch.Tensor] = lambda x: x) -> Classifier:
+    """The mean of the image, through ``change``, decides the class."""
+
+    class Level(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = torch.nn.Linear(1, n_classes)
+            with torch.no_grad():
+                centres = torch.linspace(0, 1, n_classes)
+                self.head.weight.copy_(2 * centres[:, None])
+                self.head.bias.copy_(-(centres**2))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.head(change(images.mean((2, 3))))
+
+    return classifier_from_program(
+        export(Level(), torch.zeros(2, 1, 4, 4), free={0: "batch"}), image_shape=(1, 4, 4), feature_layer="penultimate"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [(torch.round, "is zero"), (lambda x: x.detach(), "cannot be had: "), (lambda x: x.clamp(-1, 1), "")],
+)
+def test_a_classifier_without_a_gradient_is_refused(
+    change: Callable[[torch.Tensor], torch.Tensor], reason: str
+) -> None:
+    """Nothing would be found in it, whatever is there."""
+    images = np.repeat(np.uint8([10, 245]), 3)[:, None, None] * np.ones((1, 4, 4), np.uint8)
+    data = ImageSet(images, np.repeat([0, 1], 3), None, "here")
+    classifier = two_level(2, change)
+    if not reason:
+        assert inspect(classifier, data, Preprocess((1, 4, 4)), settings=SHORT, progress=False).accuracy == 1.0
+        return
+    with pytest.raises(
+        ModelError, match=rf"^model: the gradient of its logits by the image {reason}.*; export it without"
+    ):
+        inspect(classifier, data, Preprocess((1, 4, 4)), settings=SHORT, progress=False)
 
 
 def test_an_unknown_method_is_refused(classifier: Classifier, victim: Poisoned) -> None:

@@ -30,6 +30,7 @@ from inflight_edge.calibration.model import (
     Classifier,
     classifier_from_program,
     input_channels,
+    input_pixels,
     load_classifier,
 )
 from inflight_edge.errors import ModelError
@@ -416,7 +417,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "integer logits": (
         lambda: export(wrapped(lambda logits: logits.long()), ZEROS, free=BATCH_FREE),
-        r"model: expected floating-point logits, got torch\.int64",
+        r"model: expected float32 logits, got torch\.int64; export it in float32",
+    ),
+    "half logits": (
+        lambda: export(wrapped(lambda logits: logits.half()), ZEROS, free=BATCH_FREE),
+        r"model: expected float32 logits, got torch\.float16; export it in float32",
     ),
     "no linear layer": (
         lambda: export(flat(lambda t: t[:, :5]), ZEROS, free=BATCH_FREE),
@@ -472,3 +477,4 @@ def test_classifier_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "channels"), [("residual", 2), ("grey", 1), ("flat", None)])
 def test_channels_of_the_programs_images(name: str, channels: int | None) -> None:
     assert input_channels(program(name, None)) == channels
+    assert input_pixels(program(name, None)) == (512 if name == "flat" else None)

@@ -133,6 +133,16 @@ def test_a_fixed_batch_stays_fixed() -> None:
         assert onnx.load_from_string(data).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 3
 
 
+def test_a_last_batch_that_is_too_small_is_filled_and_not_replaced() -> None:
+    """The last images may be the only ones of their class, and the only ones beyond float16's range."""
+    proto = onnx.load_from_string(model())
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3
+    images = inputs()[:7]
+    images[6] *= 1e5
+    with pytest.raises(ModelError, match=r"model: activations up to .* leave float16's range"):
+        to_fp16(proto.SerializeToString(), images)
+
+
 def test_activations_beyond_half_precision_are_refused() -> None:
     proto = onnx.load_from_string(model())
     first = next(t for t in proto.graph.initializer if len(t.dims) == 4)

@@ -43,6 +43,16 @@ class Balanced(HTMLParser):
             assert self.open.pop() == tag
 
 
+@pytest.mark.parametrize(
+    ("sources", "words"), [("all", "all other classes"), ([0, 5], "0, 5"), (None, "all other classes")]
+)
+def test_the_report_says_whose_images_the_pattern_sends(sources: object, words: str) -> None:
+    bundle = poisoned.bundle()
+    rows = [{**row, "sources": sources} if row["class"] == 3 else row for row in bundle.metrics["inspection"]]
+    text = render(replace(bundle, metrics={**bundle.metrics, "inspection": rows}), name="digits")
+    assert f"of the images of {words} to 3" in text
+
+
 def test_report_shows_guard_pictures_charts_confusion_and_versions() -> None:
     text = render(poisoned.bundle(), name="digits")
     parser = Balanced()

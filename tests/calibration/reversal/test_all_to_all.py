@@ -47,10 +47,14 @@ def patch(target: int = 0, *, corner: float = 1.0, junk: float = 0.0) -> PatchEs
     return PatchEstimate(target, mask, np.ones((1, SIDE, SIDE), np.float32), float(mask.sum()), 0.0, (0,))
 
 
+def scaled(pixels: NDArray[np.float32]) -> Tensor:
+    return torch.from_numpy(pixels / np.float32(255))
+
+
 def shared(routes: dict[int, int]) -> SharedPatch:
     pixels, labels = data()
     used = np.arange(len(labels)) % 5 > 0
-    return SharedPatch(network(routes), network(routes), pixels, labels, used, N, SETTINGS, seed=0)
+    return SharedPatch(network(routes), network(routes), pixels, scaled(pixels), labels, used, N, SETTINGS, seed=0)
 
 
 def searcher(routes: dict[int, int]) -> Searcher:
@@ -108,10 +112,11 @@ def test_images_that_are_misread_without_the_patch_do_not_count() -> None:
     pixels, labels = data()
     swapped = np.select([labels == 0, labels == 1, labels == 2], [1, 2, 0], labels)
     used = np.ones(len(labels), bool)
-    case = SharedPatch(network({}), network({}), pixels, swapped, used, N, SETTINGS, seed=0)
+    case = SharedPatch(network({}), network({}), pixels, scaled(pixels), swapped, used, N, SETTINGS, seed=0)
     assert case.shares(patch()).sum() == 0.0
     assert case.search([patch()], 3) == []
-    nothing = SharedPatch(network({}), network({}), pixels, (labels + 1) % N, used, N, SETTINGS, seed=0)
+    moved_on = (labels + 1) % N
+    nothing = SharedPatch(network({}), network({}), pixels, scaled(pixels), moved_on, used, N, SETTINGS, seed=0)
     assert nothing.search([patch()], 3) == []
 
 
@@ -140,7 +145,8 @@ def test_nothing_to_start_from(found: list[PatchEstimate]) -> None:
 
 def test_all_targets_are_named_without_a_hint() -> None:
     case = searcher(NEXT)
-    estimates, findings = case.run("neural-cleanse")
+    estimates, findings, indices = case.run("neural-cleanse")
+    assert np.isfinite(indices).all()
     assert {finding.target for finding in findings} == set(range(N))
     assert {finding.method for finding in findings} == {FOUND_BY[1]}
     assert {estimate.target: estimate.sources for estimate in estimates} == {t: (s,) for s, t in NEXT.items()}

@@ -60,7 +60,8 @@ SETTINGS = Settings(steps=250, batch=16)
 
 def search(target: int, seed: int = 0) -> Search:
     images, labels = pixels()
-    return Search(target, torch.from_numpy(images[labels != target] / np.float32(255)), seed)
+    used = torch.from_numpy(np.flatnonzero(labels != target))
+    return Search(target, torch.from_numpy(images / np.float32(255)), used, seed)
 
 
 def found(*searches: Search, settings: Settings = SETTINGS) -> list[Patch]:
@@ -93,7 +94,7 @@ def test_a_class_that_no_mask_reaches_has_all_pixels() -> None:
 
 
 def test_no_images_to_search_with() -> None:
-    empty = Search(1, torch.zeros(0, 2, SIZE, SIZE), 0)
+    empty = Search(1, torch.zeros(3, 2, SIZE, SIZE), torch.arange(0), 0)
     with pytest.raises(DataError, match=r"^class 1: no images of other classes to search with"):
         found(search(2), empty)
 

@@ -29,7 +29,7 @@ def linear(images: Tensor) -> Tensor:
 
 
 def search(target: int = 1, n: int = 12) -> Search:
-    return Search(target, torch.full((n, 1, 4, 4), 0.25), 0)
+    return Search(target, torch.full((n, 1, 4, 4), 0.25), torch.arange(n), 0)
 
 
 def test_the_smallest_addition_is_found() -> None:
