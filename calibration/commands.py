@@ -46,13 +46,14 @@ def inspect(options: argparse.Namespace) -> int:
     inspection = _inspect(options, classifier, data)
     path = inspection.save(options.out)
     if options.json:
-        report: dict[str, Any] = {
+        report = {
             "suspects": list(inspection.suspects),
             "accuracy": inspection.accuracy,
             "patterns": str(path),
+            "not_searched": not_searched(options.method, classifier.n_classes),
+            "classes": inspection.rows(),
         }
-        report["not_searched"] = list(not_searched(options.method, classifier.n_classes))
-        print(json.dumps({**report, "classes": inspection.rows()}, indent=1))
+        print(json.dumps(report, indent=1))
         return 0
     _print_inspection(inspection, options.method)
     print(f"patterns and pictures: {options.out}")

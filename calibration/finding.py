@@ -77,9 +77,14 @@ class Finding:
     score: float
 
 
+def _by_pairs(n_classes: int) -> bool:
+    """Whether every pair of classes is searched, and what rests on comparing pairs."""
+    return 2 < n_classes <= MAX_CLASSES
+
+
 def not_searched(method: str, n_classes: int) -> tuple[str, ...]:
     """What the searches of a method leave out where there are fewer or more classes than 3 to 20."""
-    if 2 < n_classes <= MAX_CLASSES:
+    if _by_pairs(n_classes):
         return ()
     patches = () if method == "perturbation" else ("patches of single-class and all-to-all attacks",)
     return patches if method == "neural-cleanse" else (*patches, "additions")
@@ -140,7 +145,7 @@ class Searcher:
                 for estimate in self.patches(at_length, [others[c] for c in at_length]):
                     estimates[estimate.target] = estimate
             pooled = [(Finding(c, FOUND_BY[0], float(indices[c])), estimates[c]) for c in named]
-            if not 2 < self.n_classes <= MAX_CLASSES:
+            if not _by_pairs(self.n_classes):
                 self._keep(estimates, findings, pooled)
             else:
                 quick = self.pair_patches()
@@ -154,7 +159,7 @@ class Searcher:
         if method != "neural-cleanse":
             if not estimates:
                 estimates = list(self.additions(list(range(self.n_classes)), others, ADDITION))
-            if 2 < self.n_classes <= MAX_CLASSES:
+            if _by_pairs(self.n_classes):
                 norms = self.addition_norms()
                 added = self.perturbations(norms)
                 if compared is not None:

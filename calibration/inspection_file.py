@@ -96,7 +96,7 @@ def decode(path: Path) -> dict[str, Any]:
         for name, (shape, low) in wanted.items():
             _check(path, name, tensors[name], shape, low)
         estimates = tuple(_estimate(c, record, tensors, n_classes) for c, record in enumerate(header["classes"]))
-        indices = np.array([_index(record["anomaly_index"]) for record in header["classes"]])
+        indices = np.array([_number("anomaly_index", record["anomaly_index"], np.nan) for record in header["classes"]])
         findings = tuple(_finding(record, suspects) for record in header["findings"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, OptionError) as error:
         raise DataError(f"{path}: not a readable inspection ({error}); {AGAIN}") from error
@@ -150,17 +150,18 @@ def _estimate(target: int, record: dict[str, Any], tensors: Tensors, n_classes: 
     return AdditionEstimate(target, tensors[f"perturbation.{target}"], norm, success, sources)
 
 
-def _index(value: Any) -> float:
+def _number(name: str, value: Any, missing: float) -> float:
+    """What ``finite`` wrote; ``missing`` for null."""
     if value is not None and type(value) not in (int, float):
-        raise ValueError(f"anomaly_index: expected a number or null, got {value!r}")
-    return np.nan if value is None else float(value)
+        raise ValueError(f"{name}: expected a number or null, got {value!r}")
+    return missing if value is None else float(value)
 
 
 def _finding(record: dict[str, Any], suspects: tuple[int, ...]) -> Finding:
     target, method, score = (record[key] for key in ("target", "method", "score"))
-    if method not in FOUND_BY or type(target) is not int or not (score is None or isinstance(score, (int, float))):
+    if method not in FOUND_BY or type(target) is not int:
         raise ValueError(f"findings: got {record}")
-    return Finding(target, method, np.inf if score is None else float(score))
+    return Finding(target, method, _number("findings: score", score, np.inf))
 
 
 def finite(value: float) -> float | None:

@@ -41,8 +41,8 @@ class View:
     scale: float = 1.0
 
     def __call__(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Images (N, channels, H, W) in 0..255 in this view, a copy, rounded to 8-bit values where pixels are mixed."""
-        shown = np.array(moved(pixels[..., ::-1] if self.mirrored else pixels, self.step, mode="edge"))
+        """Images (N, channels, H, W) in 0..255 in this view, a copy, rounded to 8-bit values as a pattern leaves them."""
+        shown = np.rint(moved(pixels[..., ::-1] if self.mirrored else pixels, self.step, mode="edge"))
         if self.angle == 0 and self.scale == 1:
             return shown
         height, width = shown.shape[-2:]
@@ -163,7 +163,7 @@ def collect(
     features, images = [], []
     as_it_is: NDArray[np.bool_] | None = None  # of an image that is left out so, no view is fitted either
     for view in (View(), *chosen.views):
-        shown = np.rint(view(pixels))  # as a pattern leaves the others: only resized images have broken values
+        shown = view(pixels)
         drawn = rng.integers(len(patterns), size=len(labels))
         for number, pattern in enumerate(patterns):
             rows = np.flatnonzero((labels != target) & (drawn == number))

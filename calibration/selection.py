@@ -219,22 +219,21 @@ def _fit_all(
     weights = balanced(labels, target)
     standard = standardiser(features, weights)
     z = (features - standard[0]) / standard[1]
+    classes = np.unique(labels)
     for count in sorted({option.n_components for option in options}):
         fitted = fit_components(z, labels, weights, n_components=count, random_state=0)
         for number, option in enumerate(options):
             if option.n_components == count:
-                yield (
-                    number,
-                    build_guard(
-                        target,
-                        np.unique(labels),
-                        standard,
-                        fitted,
-                        kind=option.kind,
-                        regularisation=option.regularisation,
-                        shrinkage=option.shrinkage,
-                    ),
+                guard = build_guard(
+                    target,
+                    classes,
+                    standard,
+                    fitted,
+                    kind=option.kind,
+                    regularisation=option.regularisation,
+                    shrinkage=option.shrinkage,
                 )
+                yield number, guard
 
 
 def _trial(

@@ -481,22 +481,17 @@ def test_the_anomaly_index_is_that_of_the_masks_whatever_pattern_is_kept(
     classifier: Classifier, victim: Poisoned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     addition = AdditionEstimate(1, np.full(PREPROCESS.input_shape, 0.1, np.float32), 1.2, 0.9, (0,))
-    masks: list[float] = []
-
-    def perturbations(self: Searcher, norms: NDArray[np.float64]) -> list[tuple[Finding, AdditionEstimate]]:
-        masks.extend(e.norm for e in pooled)
-        return [(Finding(1, "perturbation", 0.01), addition)]
-
+    found_by_additions = [(Finding(1, "perturbation", 0.01), addition)]
     pooled = [told(0.1, t, tuple(c for c in range(N_CLASSES) if c != t)) for t in range(N_CLASSES)]
     pooled = [replace(e, norm=20.0 + e.target) for e in pooled]
     monkeypatch.setattr(Searcher, "patches", lambda self, targets, *rest: [pooled[t] for t in targets])
     monkeypatch.setattr(Searcher, "pair_patches", lambda self: pair_patches(np.full((N_CLASSES, N_CLASSES), 20.0)))
     monkeypatch.setattr(Searcher, "addition_norms", lambda self: np.ones((N_CLASSES, N_CLASSES)))
-    monkeypatch.setattr(Searcher, "perturbations", perturbations)
+    monkeypatch.setattr(Searcher, "perturbations", lambda self, norms: found_by_additions)
     found = inspect(classifier, victim.defence, PREPROCESS, settings=SHORT, progress=False)
     assert found.suspects == (1,)
     assert found.estimates[1] is addition
-    np.testing.assert_allclose(found.indices, anomaly_indices(np.array(masks)))
+    np.testing.assert_allclose(found.indices, anomaly_indices(np.array([e.norm for e in pooled])))
     row = found.rows()[0]
     assert (row["class"], row["kind"], row["sources"]) == (1, "addition", [0])
     assert {r["sources"] for r in found.rows()[1:]} == {"all"}

@@ -211,6 +211,13 @@ def test_a_view_is_turned_anticlockwise_and_scaled_about_the_middle() -> None:
     assert (grey.dtype, grey.min() >= 0, grey.max() <= 255) == (np.float32, True, True)
 
 
+@pytest.mark.parametrize("view", [View(), View(mirrored=True), View(step=(1, 0))])
+def test_resized_images_are_rounded_as_a_pattern_rounds_them(view: View) -> None:
+    """Else broken values would tell the clean images of the target from all others."""
+    resized = np.random.default_rng(0).uniform(0, 255, (1, 3, 8, 8)).astype(np.float32)
+    np.testing.assert_array_equal(view(resized), np.rint(view(resized)))
+
+
 def test_flat_images_are_not_moved() -> None:
     """Vectors, as a network of fully connected layers takes them: there is no above and below."""
     size = (1, 1, 16)
