@@ -122,9 +122,13 @@ unset PYTHONSTARTUP PYTHONWARNINGS VIRTUAL_ENV CC CFLAGS LDFLAGS LDSHARED
 # PROCESSOR_EMULATED: to the tests, fewer random cases.
 export PROCESSOR_EMULATED=1 QEMU_CPU=cortex-a76 PYTHONHOME=$root/usr PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1 PYTHONNOUSERSITE=1
 
-# 5. The wheel, by setup.py; unpacked apart, so that nothing is imported from the sources.
+# 5. The wheel, by setup.py; from a copy, as another build may be writing into the sources, and unpacked apart, so that
+# nothing is imported from them.
 rm -rf "$build"
-mkdir "$build"
+mkdir -p "$build/source"
+cp -r setup.py pyproject.toml MANIFEST.in README.md LICENSE inflight_edge calibration csrc "$build/source"
+find "$build/source/inflight_edge" \( -name '*.so' -o -name '*.c' \) -delete
+cd "$build/source"
 PYTHONPATH=$site python3 -W ignore setup.py -q egg_info --egg-base "$build" build --build-base "$build" \
     bdist_wheel --bdist-dir "$build/wheel" --dist-dir "$build/dist" >"$cache/build.log" 2>&1 ||
     fail "the extensions did not build; see $cache/build.log: $(tail -1 "$cache/build.log")"
