@@ -127,7 +127,8 @@ class Searcher:
 
         The earlier search has precedence, but where a class is named by its mask and by an addition, additions_fit decides.
 
-        targets: classes that the user takes for targets, whose patch is looked for from single sources as well.
+        targets: classes that the user takes for targets: where no search names one, its patch or, by additions alone, its
+        addition is looked for from single sources as well.
         """
         others = [self.others(t) for t in range(self.n_classes)]
         estimates: list[Estimate] = []
@@ -159,8 +160,8 @@ class Searcher:
         if method != "neural-cleanse":
             if not estimates:
                 estimates = list(self.additions(list(range(self.n_classes)), others, ADDITION))
-            if _by_pairs(self.n_classes):
-                norms = self.addition_norms()
+            norms = self.addition_norms() if _by_pairs(self.n_classes) else None
+            if norms is not None:
                 added = self.perturbations(norms)
                 if compared is not None:
                     fits = additions_fit(compared, norms)
@@ -169,6 +170,9 @@ class Searcher:
                     findings = [f for f in findings if f.target not in both]
                     added = [(f, self.from_all(e) if f.target in both else e) for f, e in added]
                 self._keep(estimates, findings, added)
+            if method == "perturbation":
+                for target in set(targets) - {finding.target for finding in findings}:
+                    estimates[target] = self.told_addition(target, norms)
         return tuple(estimates), tuple(findings), indices
 
     def _keep(self, estimates: list[Estimate], findings: list[Finding], found: list[tuple[Finding, Estimate]]) -> None:
@@ -364,6 +368,12 @@ class Searcher:
                 return estimate
         everyone = len(sources) >= half
         return self.additions([target], [self.others(target) if everyone else sources], FINAL_ADDITION)[0]
+
+    def told_addition(self, target: int, norms: Floats | None) -> AdditionEstimate:
+        """The addition to a target that is told and not found.  norms: of addition_norms, None where pairs are not searched."""
+        if norms is None:
+            return self.additions([target], [self.others(target)], FINAL_ADDITION)[0]
+        return self.addition_to(target, norms)
 
     def from_all(self, estimate: Estimate) -> Estimate:
         """The addition from all other classes to the estimate's target, if it works; for one that a mask leads to from all."""

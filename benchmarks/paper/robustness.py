@@ -8,7 +8,7 @@ import io
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ Images = NDArray[np.uint8]
 # Seeded subsets: enough for a curve.
 MAX_TRIGGERED, MAX_CLEAN = 2000, 1000
 CLEAN_COUNTS = (100, 50, 20, 10, 5)
+# What is changed: of a large network the clean set is dear, since each of its sizes is inspected anew.
+PARTS = ("frames", "clean", "target")
 
 
 def brightness(images: Images, amount: float) -> Images:
@@ -84,12 +86,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure one classifier, print a table, write records and a plot."""
     parser = experiment_parser("benchmarks.paper.robustness", __doc__)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="change these and keep the other records of the file")
     options = parser.parse_args(arguments)
+    only = options.only or PARTS
     try:
-        records = with_experiment(options, measure)
+        records = _others(options.json, only) + with_experiment(options, lambda case: measure(case, only))
     except InflightError as error:
         print(f"benchmarks.paper.robustness: error: {error}", file=sys.stderr)
         return 2
+    records.sort(key=lambda record: PARTS.index(part(record)))
     keys = ("acc", "asr", "tpr", "fpr", "sia")
     rows = [(r["change"], f"{r['amount']:g}", *(_cell(r[key]) for key in keys)) for r in records]
     print(table(rows, ("change", "amount", *keys)))
@@ -100,8 +105,22 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def measure(case: Experiment) -> list[dict[str, Any]]:
-    """One record for each change and amount.  Raises InflightError when nothing is suspected."""
+def part(record: dict[str, Any]) -> str:
+    """Of which of PARTS a record is."""
+    if record["change"] in CHANGES:
+        return "frames"
+    return "target" if record["change"].startswith("wrong") else "clean"
+
+
+def _others(file: Path | None, only: Sequence[str]) -> list[dict[str, Any]]:
+    """A file's records of the parts that are not measured; none without a file."""
+    if file is None or not file.exists():
+        return []
+    return [record for record in json.loads(file.read_text()) if part(record) not in only]
+
+
+def measure(case: Experiment, only: Sequence[str] = PARTS) -> list[dict[str, Any]]:
+    """One record for each change and amount of some PARTS.  Raises InflightError when nothing is suspected."""
     identity = {key: getattr(case, key) for key in ("dataset", "attack", "setting", "seed")}
     with tempfile.TemporaryDirectory() as folder:
         program = export_program(case.network, case.preprocess.input_shape, Path(folder, "classifier.pt2"))
@@ -112,18 +131,21 @@ def measure(case: Experiment) -> list[dict[str, Any]]:
         records.append({**identity, "change": change, "amount": amount, **figures})
 
     inspection = inspected(case, classifier)
-    detector = Detector(calibrate(classifier, case.defence, inspection, seed=case.seed))
     clean, triggered = frames(case)
-    for name, (change, amounts) in CHANGES.items():
-        for amount in amounts:
-            changed = [replace(data, images=change(np.asarray(data.images), amount)) for data in (clean, triggered)]
-            add(name, amount, figures(detector, *changed))
-    for count in CLEAN_COUNTS:
-        add("clean images a class", count, fewer(case, classifier, count))
-    wrong = next(int(row["class"]) for row in inspection.rows() if row["class"] != case.target)
-    for name, chosen in (("wrong target", [wrong]), ("wrong target too", [case.target, wrong])):
-        bundle = calibrate(classifier, case.defence, inspection, targets=chosen, seed=case.seed)
-        add(name, wrong, figures(Detector(bundle), clean, triggered))
+    if "frames" in only:
+        detector = Detector(calibrate(classifier, case.defence, inspection, seed=case.seed))
+        for name, (change, amounts) in CHANGES.items():
+            for amount in amounts:
+                changed = [replace(data, images=change(np.asarray(data.images), amount)) for data in (clean, triggered)]
+                add(name, amount, figures(detector, *changed))
+    if "clean" in only:
+        for count in CLEAN_COUNTS:
+            add("clean images a class", count, fewer(case, classifier, count))
+    if "target" in only:
+        wrong = next(int(row["class"]) for row in inspection.rows() if row["class"] != case.target)
+        for name, chosen in (("wrong target", [wrong]), ("wrong target too", [case.target, wrong])):
+            bundle = calibrate(classifier, case.defence, inspection, targets=chosen, seed=case.seed)
+            add(name, wrong, figures(Detector(bundle), clean, triggered))
     return records
 
 

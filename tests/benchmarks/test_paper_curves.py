@@ -51,9 +51,10 @@ def test_robustness_has_a_record_for_every_change(
     monkeypatch.setattr(robustness, "CLEAN_COUNTS", (40,))
     few = {name: (change, amounts[:2]) for name, (change, amounts) in robustness.CHANGES.items()}
     monkeypatch.setattr(robustness, "CHANGES", few)
-    records = robustness.measure(case)
-    changes = {record["change"] for record in records}
-    assert changes == {*robustness.CHANGES, "clean images a class", "wrong target", "wrong target too"}
+    records = robustness.measure(case, ("frames", "clean"))
+    assert {record["change"] for record in records} == {*robustness.CHANGES, "clean images a class"}
+    records += robustness.measure(case, ("target",))
+    assert [record["change"] for record in records[-2:]] == ["wrong target", "wrong target too"]
     unchanged = [r for r in records if (r["change"], r["amount"]) in (("noise", 0), ("blur", 0), ("shift", 0))]
     assert len({(r["tpr"], r["fpr"], r["sia"]) for r in unchanged}) == 1
     assert unchanged[0]["tpr"] > 0.9
@@ -61,6 +62,25 @@ def test_robustness_has_a_record_for_every_change(
     assert missed["n_triggered"] < unchanged[0]["n_triggered"] / 2  # frames of the true target pass unguarded
     robustness.plot(records, tmp_path / "curves.svg")
     assert (tmp_path / "curves.svg").read_text().count("axes_") >= 6
+
+
+def test_only_some_parts_keep_the_other_records_of_the_file(
+    case: Experiment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def records(of: tuple[str, ...], value: float) -> list[dict[str, Any]]:
+        figures = dict.fromkeys(("acc", "asr", "tpr", "fpr", "sia"), value)
+        return [{"change": change, "amount": 1.0, **figures} for change in of]
+
+    file = tmp_path / "records.json"
+    file.write_text(json.dumps(records(("noise", "clean images a class", "wrong target too"), 0.0)))
+    monkeypatch.setattr(classifiers, "experiment", lambda *_, **__: case)
+    monkeypatch.setattr(robustness, "measure", lambda _, only: records(("noise", "wrong target"), float(len(only))))
+    named = ["--dataset", "mnist", "--data", "d", "--json", str(file)]
+    assert robustness.main([*named, "--only", "frames", "target"]) == 0
+    found = [(record["change"], record["sia"]) for record in json.loads(file.read_text())]
+    assert found == [("noise", 2.0), ("clean images a class", 0.0), ("wrong target", 2.0)]
+    assert robustness.main(named) == 0
+    assert [record["sia"] for record in json.loads(file.read_text())] == [3.0, 3.0]
 
 
 @pytest.mark.usefixtures("known_inspection")
@@ -118,7 +138,7 @@ def test_the_classifier_that_the_arguments_name_is_measured(
         return case
 
     monkeypatch.setattr(classifiers, "experiment", trained)
-    monkeypatch.setattr(program, "measure", lambda given: [record] if given is case else [])
+    monkeypatch.setattr(program, "measure", lambda given, *_: [record] if given is case else [])
     named = ["--dataset", "mnist", "--attack", "CB", "--setting", "single", "--seed", "3", "--data", "d", "--runs", "r"]
     assert program.main([*named, "--json", str(tmp_path / "records.json")]) == 0
     assert asked == [("mnist", "CB", "single", 3, Path("d"), Path("r"))]

@@ -1,4 +1,4 @@
-"""From which classes an addition is searched."""
+"""From which classes an addition is searched, and with how many images."""
 
 from __future__ import annotations
 
@@ -58,3 +58,32 @@ def test_sources_of_an_addition(
     assert [sources for sources, _ in asked] == list(searched)
     assert estimate.sources == searched[-1]
     assert all(settings == FINAL_ADDITION for sources, settings in asked if len(sources) > 1)
+
+
+@pytest.mark.parametrize(("n_classes", "sources"), [(N_CLASSES, (2,)), (2, (0,))])
+def test_a_told_target_that_no_search_names_gets_the_addition_of_a_named_one(
+    monkeypatch: pytest.MonkeyPatch, n_classes: int, sources: tuple[int, ...]
+) -> None:
+    """Class 2 is the nearest to class 1; of two classes no pair is searched."""
+    pixels = np.zeros((5 * n_classes, 1, 2, 3), np.float32)
+    labels = np.repeat(np.arange(n_classes), 5)
+    searcher = Searcher(logits, logits, pixels, labels, n_classes, Settings(), 0, False)
+    norms = np.full((n_classes, n_classes), 4.0)
+    norms[2 % n_classes, 1] = 3.9
+    asked: list[tuple[list[int], tuple[int, ...]]] = []
+
+    def additions(targets: list[int], by: list[tuple[int, ...]], settings: AdditionSettings) -> list[AdditionEstimate]:
+        asked.append((targets, by[0]))
+        nothing = np.zeros((1, 2, 3), np.float32)
+        return [AdditionEstimate(t, nothing, 1.0, float(settings.success), s) for t, s in zip(targets, by, strict=True)]
+
+    monkeypatch.setattr(searcher, "additions", additions)
+    monkeypatch.setattr(searcher, "addition_norms", lambda: norms)
+    monkeypatch.setattr(searcher, "perturbations", lambda _: [])
+    monkeypatch.setattr(searcher, "transfer", lambda _: ())
+    estimates, findings, _ = searcher.run("perturbation", (1, 1))
+    assert findings == ()
+    assert asked[0] == (list(range(n_classes)), searcher.others(0))
+    assert asked[1:] == [([1], sources)]
+    assert estimates[1].sources == sources
+    assert estimates[0].sources == searcher.others(0)
