@@ -20,6 +20,11 @@ __all__ = ["ImageSet", "load_digits", "load_images", "load_standard", "split_def
 UInt8 = NDArray[np.uint8]
 _IDX_FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
 MAX_LABEL = 1_000_000
+_HOW_TO_GET = {
+    "mnist": "MNIST's four files as they are distributed ({train,t10k}-{images-idx3,labels-idx1}-ubyte.gz) go to MNIST/raw",
+    "fashion_mnist": "Fashion-MNIST's four files (github.com/zalandoresearch/fashion-mnist, data/fashion) go to FashionMNIST/raw",
+    "cifar10": "unpack cifar-10-binary.tar.gz (www.cs.toronto.edu/~kriz/cifar.html) into the data folder",
+}
 _CIFAR_FOLDER = "cifar-10-batches-bin"
 
 
@@ -173,7 +178,7 @@ def load_standard(name: str, folder: str | Path, *, train: bool) -> ImageSet:
     """MNIST, Fashion-MNIST (idx.gz under MNIST/raw, FashionMNIST/raw) or CIFAR-10 (cifar-10-batches-bin).
 
     name    ``mnist``, ``fashion_mnist`` or ``cifar10``.   folder  where those folders lie.
-    Raises DataError that says where a missing file is searched.
+    Raises DataError that says where a missing file is searched and how to get it.
     """
     folder = Path(folder)
     part = "train" if train else "test"
@@ -205,7 +210,7 @@ def _records(path: Path, name: str, offset: int, shape: tuple[int, ...]) -> UInt
 
 def _read(path: Path, name: str) -> bytes:
     if not path.is_file():
-        raise DataError(f"{path}: not found; lay {name} out in its standard files there, or name another folder")
+        raise DataError(f"{path}: not found; {_HOW_TO_GET[name]}, or name another data folder")
     try:
         return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,14 @@ from typing import Any
 from joblib import Parallel, delayed
 
 from benchmarks.paper.classifiers import DATASETS, RECIPES, SETTINGS
-from benchmarks.paper.measure import PARTS, TABLES, Setting, measure_setting
+from benchmarks.paper.measure import PARTS, TABLES, Setting, measure_setting, missing
 from benchmarks.paper.tables import RESULTS
 from inflight_edge.calibration.attacks import ATTACKS
 from inflight_edge.calibration.commands import print_figures
 from inflight_edge.errors import InflightError, OptionError
 
 # Of a record, what a person wants to see.
-_HIDDEN = ("recipe", "suspects", "commit", "python", "measured")
+_HIDDEN = ("recipe", "suspects", "findings", "commit", "python", "measured")
 
 
 def main() -> int:
@@ -38,7 +39,7 @@ def main() -> int:
     parser.add_argument("--recipe", choices=RECIPES, default="fast", help="of training: paper takes 150 epochs")
     parser.add_argument("--data", type=Path, required=True, help="folder with the data sets in their standard layouts")
     parser.add_argument("--runs", type=Path, help="folder that keeps trained classifiers and resumes their training")
-    parser.add_argument("--resume", action="store_true", help="with --table: leave out what has results already")
+    parser.add_argument("--resume", action="store_true", help="with --table: leave out what has records already")
     parser.add_argument("--results", type=Path, default=RESULTS, help="with --table: folder of the results")
     parser.add_argument("--json", type=Path, help="file for the records of one setting")
     parser.add_argument(
@@ -74,32 +75,37 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def measured(setting: Setting, file: Path | None, options: argparse.Namespace) -> list[dict[str, Any]]:
     """The records of a setting; with --only those of the file stay but for the named parts."""
-    only, known = options.only or PARTS, []
-    if options.only is not None:
-        if file is None or not file.exists():
-            raise OptionError(f"--only: expected records to keep in {file}; measure everything first")
-        known = json.loads(file.read_text())
+    only, known = options.only or PARTS, [] if options.only is None else to_keep(file)
     return measure_setting(setting, options.data, options.runs, progress=not options.quiet, only=only, known=known)
+
+
+def to_keep(file: Path | None) -> list[dict[str, Any]]:
+    """The records that --only adds to.  Raises OptionError where there are none."""
+    if file is None or not file.exists():
+        raise OptionError(f"--only: expected records to keep in {file}; measure everything first")
+    return list(json.loads(file.read_text()))
 
 
 def run_table(options: argparse.Namespace) -> int:
     """Run what is missing of a table; the first failure ends it, what was finished stays."""
-    wanted = [
-        setting
-        for setting in (replace(setting, recipe=options.recipe) for setting in TABLES[options.table])
-        if not (options.resume and (options.results / setting.file).exists())
-    ]
+    wanted = []
+    for setting in (replace(setting, recipe=options.recipe) for setting in TABLES[options.table]):
+        file = options.results / setting.file
+        known = to_keep(file) if options.only or (options.resume and file.exists()) else []
+        if parts := options.only or missing(setting, known):
+            wanted.append((setting, parts, known))
     print(f"table {options.table}: {len(wanted)} of {len(TABLES[options.table])} settings to run", file=sys.stderr)
     options.results.mkdir(parents=True, exist_ok=True)
-    Parallel()(delayed(run_to_file)(setting, options) for setting in wanted)
+    Parallel()(delayed(run_to_file)(*row, options) for row in wanted)
     return 0
 
 
-def run_to_file(setting: Setting, options: argparse.Namespace) -> None:
-    """One setting of a table, in this process or another."""
-    file = options.results / setting.file
-    records = measured(setting, file, options)
-    write(records, file)
+def run_to_file(
+    setting: Setting, parts: Sequence[str], known: list[dict[str, Any]], options: argparse.Namespace
+) -> None:
+    """What is missing of one setting of a table, in this process or another."""
+    records = measure_setting(setting, options.data, options.runs, progress=not options.quiet, only=parts, known=known)
+    write(records, options.results / setting.file)
     show(records)
 
 

@@ -85,8 +85,6 @@ def main(arguments: list[str] | None = None) -> int:
     except InflightError as error:
         print(f"benchmarks.paper.ablation: error: {error}", file=sys.stderr)
         return 2
-    identity = {key: getattr(options, key) for key in ("dataset", "attack", "setting", "seed")}
-    records = [{**identity, **record} for record in records]
     keys = ("held_out_error", "held_out_source_error", "tpr", "fpr", "sia")
     print(table([(r["idea"], *(f"{r[key]:.4f}" for key in keys)) for r in records], ("idea", *keys)))
     if options.json is not None:

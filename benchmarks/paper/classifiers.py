@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import platform
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -17,12 +19,13 @@ from torch import nn
 
 from inflight_edge.calibration import finding
 from inflight_edge.calibration.attacks import Trigger, make_trigger, poison
-from inflight_edge.calibration.datasets import ImageSet, load_standard, split_defence
+from inflight_edge.calibration.datasets import ImageSet, load_images, load_standard, split_defence
 from inflight_edge.calibration.inspection import Inspection, inspect, read_inspection
 from inflight_edge.calibration.model import Classifier
 from inflight_edge.calibration.networks import make_network
 from inflight_edge.calibration.threads import torch_threads
 from inflight_edge.calibration.train import Recipe, train
+from inflight_edge.errors import DataError
 from inflight_edge.preprocess import Preprocess
 
 SETTINGS = ("none", "single", "multi", "all")
@@ -58,14 +61,16 @@ class Dataset:
     rates: tuple[float, ...] = RATES
 
 
+# Faces of 20 people, 5 clean images of each for the defender.
+_FACES = Dataset("vgg16", _VGG, target=19, n_classes=20, per_class=5, n_multi=2, n_single=38, rates=BEST_RATES)
+FACE_SIZE = 64
 DATASETS = {
     "mnist": Dataset("lenet5", _LENET, amplitude=25),
     "fashion_mnist": Dataset("lenet5", _LENET, amplitude=12),
     "cifar10": Dataset("resnet18", _RESNET, rates=BEST_RATES),
-    # A stand-in for PubFig, which cannot be had: 20 classes, 80 training images each, 5 clean ones for the defender.
-    "faces_standin": Dataset(
-        "vgg16", _VGG, target=19, n_classes=20, per_class=5, n_multi=2, n_single=38, rates=BEST_RATES
-    ),
+    "pubfig": _FACES,
+    # A stand-in for PubFig where that cannot be had: 20 classes, 80 training images each, 5 clean ones for the defender.
+    "faces_standin": _FACES,
 }
 STANDIN_TRAINING, STANDIN_TEST = 80, 105
 
@@ -180,6 +185,32 @@ def _inspection_name(case: Experiment) -> str:
     return f"{case.name}.inspection-{digest.hexdigest()[:12]}"
 
 
+def identity(case: Experiment) -> dict[str, Any]:
+    """Of every record: the classifier, how it was trained, and with what and when it was measured."""
+    return {
+        "dataset": case.dataset,
+        "network": case.network_name,
+        "attack": "none" if case.setting == "none" else case.attack,
+        "setting": case.setting,
+        "seed": case.seed,
+        "recipe": asdict(replace(case.recipe, bfloat16=case.recipe.in_bfloat16)),
+        **measured_with(),
+        **({"amplitude": DATASETS[case.dataset].amplitude} if case.attack == "CB" else {}),
+    }
+
+
+def measured_with() -> dict[str, str]:
+    """The checkout's commit ("" outside a checkout), Python's version and the date."""
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return {
+        "commit": done.stdout.strip(),
+        "python": platform.python_version(),
+        "measured": time.strftime("%Y-%m-%d"),
+    }
+
+
 def experiment_parser(program: str, description: str | None) -> argparse.ArgumentParser:
     """The arguments of a program that measures one classifier."""
     parser = argparse.ArgumentParser(prog=f"python -m {program}", description=description)
@@ -196,16 +227,20 @@ def experiment_parser(program: str, description: str | None) -> argparse.Argumen
 def with_experiment(
     options: argparse.Namespace, measure: Callable[[Experiment], list[dict[str, Any]]]
 ) -> list[dict[str, Any]]:
-    """What is measured on the classifier that such arguments name; one thread where its network is small."""
+    """Records of what is measured on the classifier that such arguments name; one thread where its network is small."""
     with torch_threads(1 if DATASETS[options.dataset].network == "lenet5" else None):
         case = experiment(
             options.dataset, options.attack, options.setting, options.seed, data=options.data, runs=options.runs
         )
-        return measure(case)
+        return [{**identity(case), **record} for record in measure(case)]
 
 
 def load(dataset: str, data: Path) -> tuple[ImageSet, ImageSet]:
-    """Training and held-out images of a data set.  Raises DataError for one that is not there."""
+    """Training and held-out images of a data set; of PubFig those in DIR/pubfig/train and test, a folder for each of 20
+    people.  Raises DataError for one that is not there.
+    """
+    if dataset == "pubfig":
+        return _faces(data / "pubfig" / "train"), _faces(data / "pubfig" / "test")
     if dataset != "faces_standin":
         return load_standard(dataset, data, train=True), load_standard(dataset, data, train=False)
     parts = []
@@ -219,3 +254,12 @@ def load(dataset: str, data: Path) -> tuple[ImageSet, ImageSet]:
             labels.append(source.labels[few] + shift)
         parts.append(ImageSet(np.concatenate(images), np.concatenate(labels), None, "stand-in for faces"))
     return parts[0], parts[1]
+
+
+def _faces(folder: Path) -> ImageSet:
+    """The images of a folder for each person, in colour, all of FACE_SIZE."""
+    found = load_images(folder)
+    if (people := len(np.unique(found.labels))) != _FACES.n_classes:
+        raise DataError(f"{folder}: expected a sub-folder for each of {_FACES.n_classes} people, got {people}")
+    pixels = found.pixels(Preprocess((3, FACE_SIZE, FACE_SIZE))).transpose(0, 2, 3, 1)
+    return replace(found, images=np.rint(pixels).astype(np.uint8))

@@ -7,7 +7,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-__all__ = ["ablation", "inspections", "markdown", "robustness"]
+__all__ = ["NAMES", "ablation", "inspections", "markdown", "robustness"]
 
 Record = dict[str, Any]
 NAMES = {
@@ -15,6 +15,7 @@ NAMES = {
     "fashion_mnist": "Fashion-MNIST",
     "cifar10": "CIFAR-10",
     "faces_standin": "stand-in for PubFig",
+    "pubfig": "PubFig",
 }
 N_CLASSES = 10
 
@@ -76,9 +77,11 @@ def ablation(records: list[Record]) -> str:
 
 def robustness(records: list[Record]) -> str:
     """Without a change, each change where the source is found least often, few clean images, a wrong target."""
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        groups[f"{NAMES[record['dataset']]}, {record['attack']} {record['setting']}-class"].append(record)
     rows = []
-    for dataset in sorted({record["dataset"] for record in records}):
-        own = [record for record in records if record["dataset"] == dataset]
+    for data, own in sorted(groups.items()):
         plain = next((record for record in own if record["change"] != "jpeg" and record["amount"] == 0), None)
         shown = [] if plain is None else [{**plain, "change": "none"}]
         for change in dict.fromkeys(record["change"] for record in own):
@@ -89,8 +92,8 @@ def robustness(records: list[Record]) -> str:
             cells = (
                 "-" if record[key] is None else f"{record[key]:.4f}" for key in ("acc", "asr", "tpr", "fpr", "sia")
             )
-            rows.append((NAMES[dataset], record["change"], f"{record['amount']:g}", *cells))
-    return markdown(("data", "change", "amount", "ACC", "ASR", "TPR", "FPR", "SIA"), rows)
+            rows.append((data, record["change"], f"{record['amount']:g}", *cells))
+    return markdown(("data, attack", "change", "amount", "ACC", "ASR", "TPR", "FPR", "SIA"), rows)
 
 
 def _share(hits: int, total: int) -> str:

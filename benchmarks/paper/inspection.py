@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from benchmarks.paper.classifiers import measured_with
 from benchmarks.paper.lenets import CHOSEN_ON, CONFIRMED_ON, OTHERS, Case, trained
 from inflight_edge.calibration.demo import export_program
 from inflight_edge.calibration.inspection import inspect
@@ -35,6 +36,7 @@ def record(case: Case, *, data: Path, runs: Path | None, method: str, progress: 
         "accuracy": result.accuracy,
         "cpu_seconds": round(time.process_time() - started, 1),
         "classes": result.rows(),
+        **measured_with(),
     }
 
 

@@ -4,27 +4,25 @@ defences on the same frames.
 
 from __future__ import annotations
 
-import platform
-import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.paper.classifiers import DATASETS, RATES, Experiment, experiment, inspected
+from benchmarks.paper.classifiers import DATASETS, RATES, Experiment, experiment, identity, inspected
 from benchmarks.paper.others import other_defences, patching
 from inflight_edge.calibration.demo import export_program, measure
 from inflight_edge.calibration.inspection import Inspection
 from inflight_edge.calibration.model import load_classifier
-from inflight_edge.calibration.samples import are_few
+from inflight_edge.calibration.samples import FEW_IMAGES, are_few
 from inflight_edge.calibration.threads import torch_threads
 from inflight_edge.calibration.train import predict
 
-__all__ = ["KEYS", "PARTS", "TABLES", "Setting", "measure_setting", "part"]
+__all__ = ["KEYS", "PARTS", "TABLES", "Setting", "measure_setting", "missing", "part"]
 
 PARTS = ("guard", "unlearned", "defences", "patching")
 
@@ -76,6 +74,17 @@ def part(record: dict[str, Any]) -> str:
     return "defences" if record.get("learning_rate") is None else "patching"
 
 
+def missing(setting: Setting, records: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    """What of PARTS a setting has and these records lack; where they name no class there is nothing but the guard."""
+    guards = [record for record in records if record["detector"] == "guard"]
+    wanted = ["guard"]
+    if not guards or guards[0]["suspects"]:
+        wanted += ["unlearned"] if DATASETS[setting.dataset].per_class >= FEW_IMAGES else []
+        wanted += ["defences", "patching"] if setting.setting in ("single", "multi") else []
+    have = {part(record) for record in records}
+    return tuple(name for name in PARTS if name in wanted and name not in have)
+
+
 def measure_setting(
     setting: Setting,
     data: Path,
@@ -114,7 +123,8 @@ def _measure(
         inspection = inspected(case, classifier, progress=progress)
         if "guard" in only:
             figures = _guard(case, program, inspection, started, progress)
-            new.append({"detector": "guard", **figures, "suspects": list(inspection.suspects)})
+            found = {"suspects": list(inspection.suspects), "findings": [asdict(f) for f in inspection.findings]}
+            new.append({"detector": "guard", **figures, **found})
         else:
             figures = next(record for record in known if record["detector"] == "guard")
         if inspection.suspects and "unlearned" in only and not are_few(case.defence.labels):
@@ -127,20 +137,8 @@ def _measure(
             (s.dataset, s.attack, s.setting) for s in TABLES[3]
         }
         new += patching(case, inspection, RATES if swept else DATASETS[setting.dataset].rates)
-    identity = {
-        "dataset": setting.dataset,
-        "network": case.network_name,
-        "attack": setting.attack,
-        "setting": setting.setting,
-        "seed": setting.seed,
-        "recipe": asdict(replace(case.recipe, bfloat16=case.recipe.in_bfloat16)),
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "measured": time.strftime("%Y-%m-%d"),
-        **({"amplitude": DATASETS[setting.dataset].amplitude} if attack == "CB" else {}),
-    }
     shared = {key: figures[key] for key in ("acc", "acc_source", "asr", "asr_estimated")}
-    records = [{**dict.fromkeys(KEYS), **identity, **shared, **record} for record in new]
+    records = [{**dict.fromkeys(KEYS), **identity(case), **shared, **record} for record in new]
     records += [record for record in known if part(record) not in only]
     return sorted(records, key=lambda record: PARTS.index(part(record)))
 
@@ -158,11 +156,3 @@ def _guard(
         predicted = predict(case.network, np.asarray(case.test.images), case.preprocess)
         figures["acc"] = float((predicted == case.test.labels).mean())
     return figures
-
-
-def _commit() -> str:
-    """The checkout's commit, "" outside a checkout."""
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip()

@@ -121,14 +121,13 @@ def _others(file: Path | None, only: Sequence[str]) -> list[dict[str, Any]]:
 
 def measure(case: Experiment, only: Sequence[str] = PARTS) -> list[dict[str, Any]]:
     """One record for each change and amount of some PARTS.  Raises InflightError when nothing is suspected."""
-    identity = {key: getattr(case, key) for key in ("dataset", "attack", "setting", "seed")}
     with tempfile.TemporaryDirectory() as folder:
         program = export_program(case.network, case.preprocess.input_shape, Path(folder, "classifier.pt2"))
         classifier = load_classifier(program, image_shape=case.defence.image_shape)
     records: list[dict[str, Any]] = []
 
     def add(change: str, amount: float, figures: dict[str, Any]) -> None:
-        records.append({**identity, "change": change, "amount": amount, **figures})
+        records.append({"change": change, "amount": amount, **figures})
 
     inspection = inspected(case, classifier)
     clean, triggered = frames(case)

@@ -10,16 +10,10 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from benchmarks.paper.further_tables import ablation, inspections, markdown, robustness
+from benchmarks.paper.further_tables import NAMES, ablation, inspections, markdown, robustness
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-NAMES = {
-    "mnist": "MNIST",
-    "fashion_mnist": "Fashion-MNIST",
-    "cifar10": "CIFAR-10",
-    "faces_standin": "stand-in for PubFig",
-}
 # Li, Xiang, Miller, Kesidis, ICASSP 2022, tables 2 and 4: TPR, FPR, SIA.
 PAPER = {
     ("mnist", "CB", "multi"): (1.0, 0.0033, 0.9413),
@@ -32,48 +26,110 @@ PAPER = {
     ("cifar10", "CB", "multi"): (0.9997, 0.0, 0.6946),
     ("cifar10", "SP", "multi"): (0.9454, 0.0, 0.632),
     ("cifar10", "WB", "multi"): (0.9992, 0.0, 0.8945),
-    ("faces_standin", "SQ", "multi"): (0.9856, 0.1428, 0.7194),
-    ("faces_standin", "WM", "multi"): (1.0, 0.1428, 0.5507),
+    **{(faces, "SQ", "multi"): (0.9856, 0.1428, 0.7194) for faces in ("pubfig", "faces_standin")},
+    **{(faces, "WM", "multi"): (1.0, 0.1428, 0.5507) for faces in ("pubfig", "faces_standin")},
 }
-HEADER = (
+# Table 1: ACC, ASR of the trigger, ASR of the estimated pattern.
+PAPER_CLASSIFIERS = {
+    ("cifar10", "none", "none"): (0.9387, None, None),
+    ("cifar10", "CB", "single"): (0.9360, 0.9955, 1.0),
+    ("cifar10", "SP", "single"): (0.9354, 0.9488, 0.99),
+    ("cifar10", "WB", "single"): (0.9324, 0.9411, 0.997),
+    ("cifar10", "CB", "multi"): (0.9381, 0.9954, 0.9876),
+    ("cifar10", "SP", "multi"): (0.9337, 0.9565, 0.9953),
+    ("cifar10", "WB", "multi"): (0.9340, 0.9497, 0.9354),
+}
+# Table 2, of the threshold with the best TPR for an FPR around 5 %: TPR, FPR.
+PAPER_OTHERS = {
+    ("CB", "single", "nc"): (0.9855, 0.0488),
+    ("SP", "single", "nc"): (0.8088, 0.0544),
+    ("WB", "single", "nc"): (0.0, 0.0522),
+    ("CB", "multi", "nc"): (0.9962, 0.0533),
+    ("SP", "multi", "nc"): (0.9043, 0.0511),
+    ("WB", "multi", "nc"): (0.8644, 0.0522),
+    ("CB", "single", "b3d"): (0.0788, 0.0511),
+    ("SP", "single", "b3d"): (0.5333, 0.1066),
+    ("WB", "single", "b3d"): (0.0011, 0.05),
+    ("CB", "multi", "b3d"): (0.9872, 0.9955),
+    ("SP", "multi", "b3d"): (0.1814, 0.0522),
+    ("WB", "multi", "b3d"): (0.0535, 0.0511),
+    ("CB", "single", "strip"): (0.0822, 0.0533),
+    ("SP", "single", "strip"): (0.1333, 0.0588),
+    ("WB", "single", "strip"): (0.0088, 0.0588),
+    ("CB", "multi", "strip"): (0.0218, 0.0555),
+    ("SP", "multi", "strip"): (0.1555, 0.0588),
+    ("WB", "multi", "strip"): (0.0011, 0.0633),
+}
+# Table 2, SIA of Neural Cleanse's patching at its best learning rate.
+PAPER_NC_BEST = {
+    ("CB", "single"): 0.9444,
+    ("SP", "single"): 0.8833,
+    ("WB", "single"): 0.8667,
+    ("CB", "multi"): 0.8765,
+    ("SP", "multi"): 0.8963,
+    ("WB", "multi"): 0.8086,
+}
+CLASSIFIERS_HEADER = (
     "data, network, attack",
     "seeds",
     "named",
     "ACC",
     "ASR",
+    "ASR of the estimated pattern",
+    "paper's ACC / ASR / ASR of the estimated pattern",
+)
+HEADER = (
+    "data, network, attack",
+    "seeds",
     "TPR",
     "FPR",
     "SIA",
     "SIA / ACC of the source classes",
     "paper's TPR / FPR / SIA",
+    "SIA of NC's patching at its best rate: here / in the paper",
 )
+Groups = dict[tuple[str, ...], list[dict[str, Any]]]
 
 
-def table(records: list[dict[str, Any]]) -> str:
-    """A Markdown table: mean over the seeds; the lowest and highest, for rates of frames the 95 % binomial interval."""
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
-    for record in records:
-        if record["detector"] != "guard":
-            continue
-        groups[_identity(record)].append(record)
-    rows = [HEADER, ("---",) * len(HEADER)]
-    for case, group in sorted(groups.items()):
-        dataset, _, _, attack, setting = case
-        paper = PAPER.get((dataset, attack, setting))
+def classifiers(records: list[dict[str, Any]]) -> str:
+    """A Markdown table of the classifiers, what the inspection names and its pattern: means over the seeds."""
+    rows = []
+    for case, group in sorted(_of_detector(records, "guard").items()):
+        paper = PAPER_CLASSIFIERS.get((case[0], case[3], case[4]))
         rows.append(
             (
                 _case(*case),
                 _seeds(group),
                 "; ".join(sorted({_named(sorted(record["suspects"])) for record in group})),
-                *(_spread([record[key] for record in group]) for key in ("acc", "asr")),
+                *(_spread([record.get(key) for record in group]) for key in ("acc", "asr", "asr_estimated")),
+                "-" if paper is None else " / ".join("-" if value is None else f"{value:.4f}" for value in paper),
+            )
+        )
+    return markdown(CLASSIFIERS_HEADER, rows)
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """A Markdown table of the guards: mean over the seeds; the lowest and highest, for rates of frames the 95 % interval."""
+    rows = []
+    for case, group in sorted(_of_detector(records, "guard").items()):
+        if case[4] == "none":
+            continue
+        paper = PAPER.get((case[0], case[3], case[4]))
+        theirs = PAPER_NC_BEST.get((case[3], case[4])) if case[0] == "cifar10" else None
+        best = _best_patching([record for record in records if _identity(record) == case])
+        rows.append(
+            (
+                _case(*case),
+                _seeds(group),
                 _rate(group, "tpr", "n_triggered"),
                 _rate(group, "fpr", "n_clean"),
                 _rate(group, "sia", "n_triggered"),
                 _of_readable(group),
                 "-" if paper is None else " / ".join(f"{value:.4f}" for value in paper),
+                best if theirs is None else f"{best} / {theirs:.4f}",
             )
         )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown(HEADER, rows)
 
 
 OTHERS = {"nc": "NC neuron filter", "b3d": "B3D", "strip": "STRIP"}
@@ -86,20 +142,22 @@ OTHERS_HEADER = (
     "TPR at FPR 5 %",
     "AUROC",
     "guard's TPR / FPR",
+    "paper's TPR / FPR",
 )
 
 
 def others(records: list[dict[str, Any]]) -> str:
     """A Markdown table of the other defences beside the guard, means over the seeds."""
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    groups: Groups = defaultdict(list)
     for record in records:
         if record.get("learning_rate") is None:
             groups[(*_identity(record), record["detector"])].append(record)
-    rows = [OTHERS_HEADER, ("---",) * len(OTHERS_HEADER)]
+    rows = []
     for (*case, detector), group in sorted(groups.items()):
         if detector not in OTHERS:
             continue
         guard = groups[(*case, "guard")]
+        paper = PAPER_OTHERS.get((case[3], case[4], detector)) if case[0] == "cifar10" else None
         rows.append(
             (
                 _case(*case),
@@ -107,9 +165,10 @@ def others(records: list[dict[str, Any]]) -> str:
                 _seeds(group),
                 *(_mean(group, key) for key in ("tpr", "fpr", "tpr_at_fpr05", "auroc")),
                 f"{_mean(guard, 'tpr')} / {_mean(guard, 'fpr')}",
+                "-" if paper is None else f"{paper[0]:.4f} / {paper[1]:.4f}",
             )
         )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown(OTHERS_HEADER, rows)
 
 
 UNLEARNED_HEADER = (
@@ -128,7 +187,7 @@ UNLEARNED_HEADER = (
 
 def unlearned(records: list[dict[str, Any]]) -> str:
     """A Markdown table of the source without and with the features of an unlearned copy, means over the same seeds."""
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    groups: Groups = defaultdict(list)
     for record in records:
         groups[_identity(record)].append(record)
     rows = []
@@ -138,10 +197,6 @@ def unlearned(records: list[dict[str, Any]]) -> str:
             continue
         seeds = {record["seed"] for record in copies}
         guards = [record for record in group if record["detector"] == "guard" and record["seed"] in seeds]
-        by_rate: dict[float, list[dict[str, Any]]] = defaultdict(list)
-        for record in group:
-            if record.get("learning_rate") is not None and record["seed"] in seeds:
-                by_rate[record["learning_rate"]].append(record)
         paper = PAPER.get((case[0], case[3], case[4]))
         rows.append(
             (
@@ -153,7 +208,7 @@ def unlearned(records: list[dict[str, Any]]) -> str:
                 _rate(copies, "fpr", "n_clean"),
                 _rate(copies, "sia", "n_triggered"),
                 _of_readable(copies),
-                max((_mean(found, "sia") for found in by_rate.values()), default="-"),
+                _best_patching([record for record in group if record["seed"] in seeds]),
                 "-" if paper is None else f"{paper[2]:.4f}",
             )
         )
@@ -177,6 +232,23 @@ def patching(records: list[dict[str, Any]]) -> str:
         rows.append((_case(*case), *(_mean(by_rate[rate], "sia") for rate in rates)))
     rows.append(("the paper, CIFAR-10, WB multi-class", *(f"{PAPER_PATCHING[rate]:.4f}" for rate in rates)))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _of_detector(records: list[dict[str, Any]], detector: str) -> Groups:
+    groups: Groups = defaultdict(list)
+    for record in records:
+        if record["detector"] == detector:
+            groups[_identity(record)].append(record)
+    return groups
+
+
+def _best_patching(records: list[dict[str, Any]]) -> str:
+    """The highest mean SIA that Neural Cleanse's patching has at one of its learning rates."""
+    by_rate: dict[float, list[dict[str, Any]]] = defaultdict(list)
+    for record in records:
+        if record.get("learning_rate") is not None:
+            by_rate[record["learning_rate"]].append(record)
+    return max((_mean(found, "sia") for found in by_rate.values()), default="-")
 
 
 def _identity(record: dict[str, Any]) -> tuple[str, ...]:
@@ -241,7 +313,7 @@ def main() -> int:
     text = readme.read_text()
     records = _read("paper-*.json")
     parts = {
-        "results": (table(records), others(records), patching(records)),
+        "results": (classifiers(records), table(records), others(records), patching(records)),
         "unlearned": (unlearned(records),),
         "inspections": (inspections(_read("inspection-*.json")),),
         "ablation": (ablation(_read("ablation-*.json")),),

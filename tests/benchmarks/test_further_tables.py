@@ -54,6 +54,8 @@ def test_robustness_shows_the_worst_of_each_change_and_every_count() -> None:
     def record(change: str, amount: float, tpr: float | None) -> dict[str, object]:
         return {
             "dataset": "mnist",
+            "attack": "WB",
+            "setting": "single",
             "change": change,
             "amount": amount,
             "acc": 1.0,
@@ -67,6 +69,7 @@ def test_robustness_shows_the_worst_of_each_change_and_every_count() -> None:
         [record("noise", 0, 1.0), record("noise", 16, 0.5), record("noise", 8, 0.7)]
         + [record("clean images a class", n, None if n == 5 else 0.9) for n in (10, 5)]
     )
+    assert {row[0] for row in rows(text)} == {"MNIST, WB single-class"}
     assert [(row[1], row[2], row[5]) for row in rows(text)] == [
         ("none", "0", "1.0000"), ("noise", "16", "0.5000"), ("clean images a class", "10", "0.9000"),
         ("clean images a class", "5", "-"),

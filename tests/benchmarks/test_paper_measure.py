@@ -15,7 +15,7 @@ import pytest
 from benchmarks.paper import __main__ as program
 from benchmarks.paper import measure
 from benchmarks.paper.classifiers import RATES, Experiment
-from benchmarks.paper.measure import KEYS, PARTS, Setting, measure_setting, part
+from benchmarks.paper.measure import KEYS, PARTS, Setting, measure_setting, missing, part
 from benchmarks.paper.others import other_defences, patching
 from inflight_edge import OptionError
 from inflight_edge.calibration.train import Recipe
@@ -40,6 +40,13 @@ def test_a_setting_has_the_records_of_every_defence_and_rate(old: list[dict[str,
     guard, unlearned, *others = old
     assert min(guard["tpr"], unlearned["tpr"]) > 0.9
     assert guard["suspects"] == [poisoned.TARGET]
+    assert [(found["target"], found["method"]) for found in guard["findings"]] == [
+        (f.target, f.method) for f in poisoned.inspected().findings
+    ]
+    assert {(r["dataset"], r["network"], r["attack"], r["setting"], r["seed"]) for r in old} == {
+        ("digits", "tiny", "WB", "multi", 0)
+    }
+    assert all({"recipe", "commit", "python", "measured"} <= set(record) for record in old)
     assert all(record["asr"] == guard["asr"] for record in (unlearned, *others))
     assert unlearned["sia"] != guard["sia"]
     assert max(record["sia"] for record in old[len(detectors) :]) > 0.5
@@ -87,3 +94,53 @@ def test_only_needs_records_to_keep(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     options.only = None
     program.measured(SETTING, tmp_path / "none.json", options)
     assert given == [(["guard"], [{"detector": "guard"}]), (PARTS, [])]
+
+
+@pytest.mark.parametrize(
+    ("setting", "have", "lacks"),
+    [
+        (SETTING, (), PARTS),
+        (SETTING, ("guard", "strip"), ("unlearned", "patching")),
+        (Setting("mnist", "WB", "all"), ("guard",), ("unlearned",)),
+        (Setting("faces_standin", "WM", "multi"), ("guard",), ("defences", "patching")),
+        (Setting("cifar10", "none", "none"), (), ("guard", "unlearned")),
+    ],
+)
+def test_what_records_lack(setting: Setting, have: tuple[str, ...], lacks: tuple[str, ...]) -> None:
+    records = [{"detector": name, "suspects": [9]} for name in have]
+    assert missing(setting, records) == lacks
+    assert missing(setting, [{"detector": "guard", "suspects": []}]) == ()
+
+
+def test_a_table_is_resumed_where_records_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guard, strip = ({"detector": name, "suspects": [9]} for name in ("guard", "strip"))
+    whole, begun = Setting("faces_standin", "SQ", "multi"), Setting("faces_standin", "WM", "multi")
+    nc = {"detector": "nc", "learning_rate": 0.1}
+    (tmp_path / whole.file).write_text(json.dumps([guard, strip, nc]))
+    (tmp_path / begun.file).write_text(json.dumps([guard, strip]))
+    asked: list[Any] = []
+
+    def measured(setting: Setting, *_: Any, only: Any, known: Any, **__: Any) -> list[Any]:
+        asked.append((setting, only))
+        return [*known, nc]
+
+    monkeypatch.setattr(program, "measure_setting", measured)
+    monkeypatch.setattr(program, "TABLES", {1: [whole, begun]})
+    line = ["paper", "--table", "1", "--data", "d", "--results", str(tmp_path)]
+    for options, expected in (
+        (["--resume"], [(begun, ("patching",))]),
+        (["--resume"], []),
+        (["--only", "guard"], [(whole, ["guard"]), (begun, ["guard"])]),
+        ([], [(s, ("guard", "defences", "patching")) for s in (whole, begun)]),
+    ):
+        monkeypatch.setattr("sys.argv", [*line, *options])
+        assert program.main() == 0
+        assert asked == expected
+        assert f"{len(expected)} of 2 settings to run" in capsys.readouterr().err
+        asked.clear()
+    (tmp_path / whole.file).unlink()
+    monkeypatch.setattr("sys.argv", [*line, "--only", "guard"])
+    assert program.main() == 2
+    assert f"--only: expected records to keep in {tmp_path / whole.file}" in capsys.readouterr().err

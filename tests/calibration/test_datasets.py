@@ -268,7 +268,7 @@ def test_cifar_files(tmp_path: Path) -> None:
         np.testing.assert_array_equal(data.images, images[part])
         np.testing.assert_array_equal(data.labels, labels[part])
     (raw / "data_batch_4.bin").unlink()
-    with pytest.raises(DataError, match=rf"^{raw}/data_batch_4\.bin: not found; lay cifar10 out in its standard files"):
+    with pytest.raises(DataError, match=rf"^{raw}/data_batch_4\.bin: not found; unpack cifar-10-binary.tar.gz "):
         load_standard("cifar10", tmp_path, train=True)
 
 
@@ -289,7 +289,7 @@ def test_standard_files_that_are_missing_or_damaged(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=rf"^{raw}: 5 images but 4 labels; fetch the files again"):
         load_standard("mnist", tmp_path, train=True)
     labels.unlink()
-    with pytest.raises(DataError, match=rf"^{labels}: not found; lay mnist out in its standard files there"):
+    with pytest.raises(DataError, match=rf"^{labels}: not found; MNIST's four files .* go to MNIST/raw, or "):
         load_standard("mnist", tmp_path, train=True)
 
 
