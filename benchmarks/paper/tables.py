@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ Groups = dict[tuple[str, ...], list[dict[str, Any]]]
 def classifiers(records: list[dict[str, Any]]) -> str:
     """A Markdown table of the classifiers, what the inspection names and its pattern: means over the seeds."""
     rows = []
-    for case, group in sorted(_of_detector(records, "guard").items()):
+    for case, group in sorted(_by_case(r for r in records if r["detector"] == "guard").items()):
         paper = PAPER_CLASSIFIERS.get((case[0], case[3], case[4]))
         rows.append(
             (
@@ -102,7 +103,7 @@ def classifiers(records: list[dict[str, Any]]) -> str:
                 _seeds(group),
                 "; ".join(sorted({_named(sorted(record["suspects"])) for record in group})),
                 *(_spread([record.get(key) for record in group]) for key in ("acc", "asr", "asr_estimated")),
-                "-" if paper is None else " / ".join("-" if value is None else f"{value:.4f}" for value in paper),
+                _figures(paper),
             )
         )
     return markdown(CLASSIFIERS_HEADER, rows)
@@ -111,12 +112,13 @@ def classifiers(records: list[dict[str, Any]]) -> str:
 def table(records: list[dict[str, Any]]) -> str:
     """A Markdown table of the guards: mean over the seeds; the lowest and highest, for rates of frames the 95 % interval."""
     rows = []
-    for case, group in sorted(_of_detector(records, "guard").items()):
-        if case[4] == "none":
+    for case, found in sorted(_by_case(records).items()):
+        group = [record for record in found if record["detector"] == "guard"]
+        if not group or case[4] == "none":
             continue
         paper = PAPER.get((case[0], case[3], case[4]))
         theirs = PAPER_NC_BEST.get((case[3], case[4])) if case[0] == "cifar10" else None
-        best = _best_patching([record for record in records if _identity(record) == case])
+        best = _best_patching(found)
         rows.append(
             (
                 _case(*case),
@@ -125,7 +127,7 @@ def table(records: list[dict[str, Any]]) -> str:
                 _rate(group, "fpr", "n_clean"),
                 _rate(group, "sia", "n_triggered"),
                 _of_readable(group),
-                "-" if paper is None else " / ".join(f"{value:.4f}" for value in paper),
+                _figures(paper),
                 best if theirs is None else f"{best} / {theirs:.4f}",
             )
         )
@@ -165,7 +167,7 @@ def others(records: list[dict[str, Any]]) -> str:
                 _seeds(group),
                 *(_mean(group, key) for key in ("tpr", "fpr", "tpr_at_fpr05", "auroc")),
                 f"{_mean(guard, 'tpr')} / {_mean(guard, 'fpr')}",
-                "-" if paper is None else f"{paper[0]:.4f} / {paper[1]:.4f}",
+                _figures(paper),
             )
         )
     return markdown(OTHERS_HEADER, rows)
@@ -187,11 +189,8 @@ UNLEARNED_HEADER = (
 
 def unlearned(records: list[dict[str, Any]]) -> str:
     """A Markdown table of the source without and with the features of an unlearned copy, means over the same seeds."""
-    groups: Groups = defaultdict(list)
-    for record in records:
-        groups[_identity(record)].append(record)
     rows = []
-    for case, group in sorted(groups.items()):
+    for case, group in sorted(_by_case(records).items()):
         copies = [record for record in group if record["detector"] == "unlearned"]
         if not copies:
             continue
@@ -220,35 +219,42 @@ PAPER_PATCHING = {10.0: 0.1114, 1.0: 0.4291, 0.1: 0.6033, 0.01: 0.8086, 0.001: 0
 
 def patching(records: list[dict[str, Any]]) -> str:
     """A Markdown table of Neural Cleanse's patching: source accuracy at each learning rate, means over the seeds."""
-    groups: dict[tuple[str, ...], dict[float, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    for record in records:
-        if record.get("learning_rate") is not None:
-            groups[_identity(record)][record["learning_rate"]].append(record)
+    groups = _by_case(record for record in records if record.get("learning_rate") is not None)
     if not groups:
         return ""
     rates = sorted(PAPER_PATCHING, reverse=True)
-    rows = [("SIA at learning rate", *(f"{rate:g}" for rate in rates)), ("---",) * (len(rates) + 1)]
-    for case, by_rate in sorted(groups.items()):
+    rows = []
+    for case, group in sorted(groups.items()):
+        by_rate = _by_rate(group)
         rows.append((_case(*case), *(_mean(by_rate[rate], "sia") for rate in rates)))
     rows.append(("the paper, CIFAR-10, WB multi-class", *(f"{PAPER_PATCHING[rate]:.4f}" for rate in rates)))
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown(("SIA at learning rate", *(f"{rate:g}" for rate in rates)), rows)
 
 
-def _of_detector(records: list[dict[str, Any]], detector: str) -> Groups:
+def _by_case(records: Iterable[dict[str, Any]]) -> Groups:
     groups: Groups = defaultdict(list)
     for record in records:
-        if record["detector"] == detector:
-            groups[_identity(record)].append(record)
+        groups[_identity(record)].append(record)
     return groups
 
 
-def _best_patching(records: list[dict[str, Any]]) -> str:
-    """The highest mean SIA that Neural Cleanse's patching has at one of its learning rates."""
+def _by_rate(records: list[dict[str, Any]]) -> dict[float, list[dict[str, Any]]]:
+    """Records of Neural Cleanse's patching at each learning rate."""
     by_rate: dict[float, list[dict[str, Any]]] = defaultdict(list)
     for record in records:
         if record.get("learning_rate") is not None:
             by_rate[record["learning_rate"]].append(record)
-    return max((_mean(found, "sia") for found in by_rate.values()), default="-")
+    return by_rate
+
+
+def _best_patching(records: list[dict[str, Any]]) -> str:
+    """The highest mean SIA that Neural Cleanse's patching has at one of its learning rates."""
+    return max((_mean(found, "sia") for found in _by_rate(records).values()), default="-")
+
+
+def _figures(values: Iterable[float | None] | None) -> str:
+    """Figures of the paper; a dash where it has none."""
+    return "-" if values is None else " / ".join("-" if value is None else f"{value:.4f}" for value in values)
 
 
 def _identity(record: dict[str, Any]) -> tuple[str, ...]:
