@@ -188,14 +188,15 @@ UNLEARNED_HEADER = (
 
 
 def unlearned(records: list[dict[str, Any]]) -> str:
-    """A Markdown table of the source without and with the features of an unlearned copy, means over the same seeds."""
+    """A Markdown table of the source without and with the features of an unlearned copy, means over the same classifiers."""
     rows = []
     for case, group in sorted(_by_case(records).items()):
         copies = [record for record in group if record["detector"] == "unlearned"]
         if not copies:
             continue
-        seeds = {record["seed"] for record in copies}
-        guards = [record for record in group if record["detector"] == "guard" and record["seed"] in seeds]
+        trained = {_training(record) for record in copies}
+        same = [record for record in group if _training(record) in trained]
+        guards = [record for record in same if record["detector"] == "guard"]
         paper = PAPER.get((case[0], case[3], case[4]))
         rows.append(
             (
@@ -207,7 +208,7 @@ def unlearned(records: list[dict[str, Any]]) -> str:
                 _rate(copies, "fpr", "n_clean"),
                 _rate(copies, "sia", "n_triggered"),
                 _of_readable(copies),
-                _best_patching([record for record in group if record["seed"] in seeds]),
+                _best_patching(same),
                 "-" if paper is None else f"{paper[2]:.4f}",
             )
         )
@@ -261,6 +262,11 @@ def _identity(record: dict[str, Any]) -> tuple[str, ...]:
     """What the seeds of a row share."""
     epochs = f"{record['recipe']['epochs']} epochs" if record.get("recipe") else ""
     return record["dataset"], record["network"], epochs, record["attack"], record["setting"]
+
+
+def _training(record: dict[str, Any]) -> tuple[int, float, float]:
+    """What tells a classifier from another of its row: on several threads two trainings from one seed differ."""
+    return record["seed"], record["acc"], record["asr"]
 
 
 def _case(dataset: str, network: str, epochs: str, attack: str, setting: str) -> str:

@@ -92,7 +92,7 @@ def test_patching_has_a_column_for_each_rate_and_is_no_filter() -> None:
     assert patching([record(0, 0.0, 1.0)]) == ""
 
 
-def test_sources_with_an_unlearned_copy_stand_beside_those_without_and_the_best_patching_of_the_same_seeds() -> None:
+def test_sources_with_an_unlearned_copy_stand_beside_those_without_and_the_best_patching_of_the_same_classifiers() -> None:
     accuracy = {"acc_source": 0.8}
     guards = [{**record(seed, 0.0, sia), **accuracy} for seed, sia in ((0, 0.6), (1, 0.1))]
     copy = {**record(0, 0.1, 0.7), **accuracy, "detector": "unlearned"}
@@ -105,6 +105,8 @@ def test_sources_with_an_unlearned_copy_stand_beside_those_without_and_the_best_
     row = [cell.strip() for cell in lines[2].split("|")[2:-1]]
     assert row[:3] == ["0", "0.6000", "0.7500"]  # seed 1 has no copy
     assert [cell.split(" ")[0] for cell in row[3:]] == ["1.0000", "0.1000", "0.7000", "0.8750", "0.7500", "0.9764"]
+    again = {**guards[0], "asr": 0.9, "sia": 0.2}  # another training from seed 0
+    assert unlearned([*guards, again, copy, *patched]).splitlines() == lines
     assert unlearned(guards) == ""
     assert others([*guards, copy]) == ""
     assert len(table([*guards, copy]).splitlines()) == 3
