@@ -92,7 +92,9 @@ def test_patching_has_a_column_for_each_rate_and_is_no_filter() -> None:
     assert patching([record(0, 0.0, 1.0)]) == ""
 
 
-def test_sources_with_an_unlearned_copy_stand_beside_those_without_and_the_best_patching_of_the_same_classifiers() -> None:
+def test_sources_with_an_unlearned_copy_stand_beside_those_without_and_the_best_patching_of_the_same_classifiers() -> (
+    None
+):
     accuracy = {"acc_source": 0.8}
     guards = [{**record(seed, 0.0, sia), **accuracy} for seed, sia in ((0, 0.6), (1, 0.1))]
     copy = {**record(0, 0.1, 0.7), **accuracy, "detector": "unlearned"}
