@@ -181,10 +181,8 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
 
     names = [name for name in dict.fromkeys(r["change"] for r in records) if not name.startswith("wrong")]
     figure = Figure(figsize=(12, 6), layout="constrained")
-    panels = list(figure.subplots(2, 3).flat)
-    for axes in panels[len(names) :]:
-        axes.remove()
-    for axes, name in zip(panels, names, strict=False):
+    for place, name in enumerate(names, 1):
+        axes = figure.add_subplot(2, 3, place)
         own = sorted((r for r in records if r["change"] == name), key=lambda r: r["amount"])
         for key, style in (("tpr", "o-"), ("fpr", "s-"), ("sia", "^-"), ("asr", "x:")):
             known = [(r["amount"], r[key]) for r in own if r[key] is not None]
