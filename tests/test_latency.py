@@ -104,7 +104,7 @@ def test_recording_keeps_no_memory() -> None:
         kept, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert kept < 200  # the integers `count` and the loop's own
+    assert kept < 2000  # the integers `count` and the loop's own; a byte for each record would be 20,000
     assert peak < 1000
     assert sys.getsizeof(histogram._counts) == size < 37 * 1024
 

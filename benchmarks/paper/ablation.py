@@ -25,11 +25,12 @@ from inflight_edge.calibration.calibrate import calibrate
 from inflight_edge.calibration.demo import export_program
 from inflight_edge.calibration.density import GuardEstimator, best_other, margins
 from inflight_edge.calibration.features import extract
-from inflight_edge.calibration.inspection import Inspection
+from inflight_edge.calibration.inspection import Inspection, further_estimates
 from inflight_edge.calibration.model import Classifier, load_classifier
 from inflight_edge.calibration.reversal.estimates import Estimate
-from inflight_edge.calibration.samples import Plan, Samples, collect, plan, recognised
+from inflight_edge.calibration.samples import Plan, Samples, are_few, collect, plan, recognised
 from inflight_edge.calibration.selection import Candidate, folds, select, verdict_error
+from inflight_edge.engines.onnxruntime import OnnxRuntimeEngine
 from inflight_edge.scoring.reference import log_likelihoods
 
 Pixels = NDArray[np.float32]
@@ -41,11 +42,14 @@ DIAGONAL = Candidate("diagonal", 1, 1e-6)
 class Idea:
     """One change of the paper's plain mixture.
 
-    layer     of LAYERS, or "shipped": chosen by cross-fitting among all on offer.
+    layer     of LAYERS, or "shipped": chosen by cross-fitting among all on offer, or "copy": an unlearned copy's behind them.
     density   None: chosen by cross-fitting among all forms, as shipped.
     balance   the target weighs as much as all other classes together.
     places, views, strengths  the pattern where it works elsewhere; images mirrored and moved; weaker patterns.
+    further   other patterns that lead to the target in some of the images; shipped for few images, and then in all that ships.
     project   remove the direction of the estimated trigger before the source is inferred.
+    midway    the verdict changes as many standard deviations of the held-out margins from their mean with the estimate as
+              without, not where the two densities are alike.
     """
 
     name: str
@@ -55,10 +59,13 @@ class Idea:
     places: bool = False
     views: bool = False
     strengths: bool = False
+    further: bool = False
     project: bool = False
+    midway: bool = False
 
 
 SHARED = Candidate("shared", 1, 0.03)
+SHIPPED = Idea("shipped: all of layers, density, places and views", "shipped", None, True, places=True, views=True)
 IDEAS = (
     Idea("plain diagonal mixture (the paper)"),
     Idea("three components", density=Candidate("diagonal", 3, 0.1)),
@@ -67,13 +74,19 @@ IDEAS = (
     Idea("shared covariance, target as heavy as the rest", density=SHARED, balance=True),
     Idea("own covariances, shrunk by .95", density=Candidate("full", 1, 0.1, 0.95)),
     Idea("joined layers before the activation", layer="joined"),
+    Idea("layers chosen by cross-fitting, feature maps among them", layer="shipped"),
     Idea("pattern at other places", places=True),
     Idea("mirrored and moved images", views=True),
     Idea("pattern at several strengths", strengths=True),
+    Idea("further patterns", further=True),
     Idea("trigger's direction removed", project=True),
+    Idea("boundary midway between the held-out margins", midway=True),
     Idea("density chosen by cross-fitting", density=None, balance=True),
     Idea("joined layers and the chosen density", layer="joined", density=None, balance=True),
-    Idea("shipped: all of layers, density, places and views", "shipped", None, balance=True, places=True, views=True),
+    SHIPPED,
+    replace(SHIPPED, name="shipped, further patterns", further=True),
+    replace(SHIPPED, name="shipped, boundary midway", midway=True),
+    replace(SHIPPED, name="shipped, an unlearned copy", layer="copy"),
 )
 
 
@@ -86,44 +99,66 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"benchmarks.paper.ablation: error: {error}", file=sys.stderr)
         return 2
     keys = ("held_out_error", "held_out_source_error", "tpr", "fpr", "sia")
-    print(table([(r["idea"], *(f"{r[key]:.4f}" for key in keys)) for r in records], ("idea", *keys)))
+    rows = [(r["idea"], *("-" if r[key] is None else f"{r[key]:.4f}" for key in keys)) for r in records]
+    print(table(rows, ("idea", *keys)))
     if options.json is not None:
         options.json.write_text(json.dumps(records, indent=1) + "\n")
     return 0
 
 
 def measure(case: Experiment) -> list[dict[str, Any]]:
-    """One record for each idea.  Raises InflightError when nothing is suspected."""
+    """One record for each idea, of the copy only where a calibration does not refuse it.  Raises InflightError when nothing is
+    suspected.
+    """
     with tempfile.TemporaryDirectory() as folder:
         program = export_program(case.network, case.preprocess.input_shape, Path(folder, "classifier.pt2"))
-        classifiers = {
+        loaded = {
             name: load_classifier(program, image_shape=case.defence.image_shape, feature_layer=layer)
             for name, layer in LAYERS.items()
         }
-    inspection = inspected(case, classifiers["joined"])
+    inspection = inspected(case, loaded["joined"])
     if not inspection.suspects:
         raise InflightError("no class is suspected: there is no pattern to work with")
     target = inspection.suspects[0]
     estimate = inspection.estimates[target]
-    pixels = case.defence.pixels(case.preprocess)
-    views = recognised(classifiers["joined"], pixels, case.defence.labels, case.preprocess)
-    everywhere = plan(classifiers["joined"], pixels, case.defence.labels, estimate, views, case.preprocess)
-    classifiers["shipped"] = _chosen(case, classifiers["joined"], inspection)
-    of_layer = {c.feature_layer: _held_out(case, c, target) for c in classifiers.values()}
+    pixels, labels = case.defence.pixels(case.preprocess), case.defence.labels
+    few = are_few(labels)
+    views = recognised(loaded["joined"], pixels, labels, case.preprocess)
+    everywhere = plan(loaded["joined"], pixels, labels, estimate, views, case.preprocess)
+    (further,) = further_estimates(
+        loaded["joined"], pixels, labels, case.preprocess, [estimate], seed=case.seed, progress=False
+    )
+    networks = {name: (classifier.feature_layer, classifier) for name, classifier in loaded.items()}
+    networks |= _shipped(case, loaded["joined"], inspection, copy=not few)
+    frames = {layer: _held_out(case, network, target) for layer, network in networks.values()}
     records = []
-    for idea in tqdm(IDEAS, desc="ideas", unit="idea"):
-        classifier = classifiers[idea.layer]
-        samples = _samples(idea, case, classifier, estimate, everywhere)
-        held_out = of_layer[classifier.feature_layer]
-        record = {"idea": idea.name, "feature_layer": classifier.feature_layer}
-        records.append(record | _measure(idea, samples, held_out, target, case.seed))
+    for idea in tqdm([idea for idea in IDEAS if idea.layer in networks], desc="ideas", unit="idea"):
+        layer, network = networks[idea.layer]
+        shipped = idea.places and idea.views
+        wanted = replace(everywhere, further=further if idea.further or (few and shipped) else ())
+        record = {"idea": idea.name, "feature_layer": layer}
+        record |= _measure(idea, _samples(idea, case, network, estimate, wanted), frames[layer], target, case.seed)
+        if idea.layer == "copy":  # it has seen all images: what it says of them is flattered
+            record |= {"held_out_error": None, "held_out_source_error": None}
+        records.append(record)
     return records
 
 
-def _chosen(case: Experiment, classifier: Classifier, inspection: Inspection) -> Classifier:
-    """The classifier with the feature layers that a calibration takes."""
-    layer = calibrate(classifier, case.defence, inspection, seed=case.seed, progress=False).feature_layer
-    return next(option for option in (classifier, *classifier.alternatives) if option.feature_layer == layer)
+def _shipped(
+    case: Experiment, classifier: Classifier, inspection: Inspection, *, copy: bool
+) -> dict[str, tuple[str, Classifier | OnnxRuntimeEngine]]:
+    """The feature layers that a calibration takes, and those with a copy, with their networks."""
+    bundle = calibrate(classifier, case.defence, inspection, seed=case.seed, unlearn=copy, progress=False)
+    chosen = next(
+        option
+        for option in (classifier, *classifier.alternatives)
+        if bundle.feature_layer == option.feature_layer
+        or bundle.feature_layer.startswith(f"{option.feature_layer}+unlearned.")
+    )
+    found: dict[str, tuple[str, Classifier | OnnxRuntimeEngine]] = {"shipped": (chosen.feature_layer, chosen)}
+    if copy:
+        found["copy"] = bundle.feature_layer, OnnxRuntimeEngine(bundle.model)
+    return found
 
 
 def _measure(
@@ -143,6 +178,8 @@ def _measure(
             idea, features[~held], labels[~held], features[held], target, density, direction
         )
     margin, clean = margins(scores, row), labels == target
+    boundary = _midway(margin[clean], margin[~clean]) if idea.midway else 0.0
+    margin -= boundary
     right = ~(margin < 0) & (guesses == labels)
     record: dict[str, Any] = {
         "density": str(density),
@@ -151,14 +188,22 @@ def _measure(
     }
     for name, (frames, truth) in held_out.items():
         rows, guessed = _score(idea, features, labels, frames, target, density, direction)
-        flagged = ~(margins(rows, row) < 0)
+        flagged = ~(margins(rows, row) < boundary)
         record[name] = float(flagged.mean())
         if name == "tpr":
             record["sia"] = float((flagged & (guessed == truth)).mean())
     return record
 
 
-def _held_out(case: Experiment, classifier: Classifier, target: int) -> dict[str, tuple[Pixels, NDArray[np.int64]]]:
+def _midway(clean: NDArray[np.float64], triggered: NDArray[np.float64]) -> float:
+    """The margin in nats that lies as many standard deviations from the mean of the ones as of the others."""
+    share = clean.std() / (clean.std() + triggered.std())
+    return float(clean.mean() + share * (triggered.mean() - clean.mean()))
+
+
+def _held_out(
+    case: Experiment, classifier: Classifier | OnnxRuntimeEngine, target: int
+) -> dict[str, tuple[Pixels, NDArray[np.int64]]]:
     """Features and true classes of the held-out frames predicted as the target: "tpr" triggered ones, "fpr" clean ones."""
     sources = case.attacked(target)
     stamped = case.trigger.embed(np.asarray(sources.images)).transpose(0, 3, 1, 2).astype(np.float32)
@@ -174,7 +219,9 @@ def _held_out(case: Experiment, classifier: Classifier, target: int) -> dict[str
     return result
 
 
-def _samples(idea: Idea, case: Experiment, classifier: Classifier, estimate: Estimate, everywhere: Plan) -> Samples:
+def _samples(
+    idea: Idea, case: Experiment, classifier: Classifier | OnnxRuntimeEngine, estimate: Estimate, everywhere: Plan
+) -> Samples:
     """What a guard is fitted to under one idea."""
     chosen = replace(
         everywhere,

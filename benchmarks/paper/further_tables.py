@@ -67,7 +67,7 @@ def ablation(records: list[Record]) -> str:
                 ["-", "-"]
                 if found is None
                 else [
-                    f"{found['held_out_error']:.4f} / {found['held_out_source_error']:.4f}",
+                    " / ".join(_figure(found[key]) for key in ("held_out_error", "held_out_source_error")),
                     " / ".join(f"{found[key]:.4f}" for key in ("tpr", "fpr", "sia")),
                 ]
             )
@@ -89,11 +89,13 @@ def robustness(records: list[Record]) -> str:
             few = change == "clean images a class"
             shown += group if few else [min(group, key=lambda record: 1.0 if record["sia"] is None else record["sia"])]
         for record in shown:
-            cells = (
-                "-" if record[key] is None else f"{record[key]:.4f}" for key in ("acc", "asr", "tpr", "fpr", "sia")
-            )
+            cells = (_figure(record[key]) for key in ("acc", "asr", "tpr", "fpr", "sia"))
             rows.append((data, record["change"], f"{record['amount']:g}", *cells))
     return markdown(("data, attack", "change", "amount", "ACC", "ASR", "TPR", "FPR", "SIA"), rows)
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _share(hits: int, total: int) -> str:

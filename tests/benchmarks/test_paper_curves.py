@@ -100,13 +100,19 @@ def test_every_idea_is_judged_on_held_out_estimates_and_true_triggers(
     monkeypatch.setattr(ablation, "load_classifier", load)
     records = ablation.measure(case)
     assert [record["idea"] for record in records] == [idea.name for idea in ablation.IDEAS]
-    for record in records:
-        assert all(
-            0.0 <= record[key] <= 1.0 for key in ("held_out_error", "held_out_source_error", "tpr", "fpr", "sia")
-        )
-    shipped = records[-1]
+    *judged, copy = records
+    errors = ("held_out_error", "held_out_source_error")
+    assert [copy[key] for key in errors] == [None, None]  # it was trained on what would judge it
+    assert all(0.0 <= record[key] <= 1.0 for record in judged for key in errors)
+    assert all(0.0 <= record[key] <= 1.0 for record in records for key in ("tpr", "fpr", "sia"))
+    plain, shipped, midway = (
+        next(record for record in records if record["idea"].startswith(name))
+        for name in ("plain", "shipped:", "boundary")
+    )
     assert shipped["tpr"] > 0.95
-    assert shipped["held_out_error"] <= records[0]["held_out_error"]
+    assert shipped["held_out_error"] <= plain["held_out_error"]
+    assert (midway["tpr"], midway["fpr"]) != (plain["tpr"], plain["fpr"])
+    assert "unlearned." in copy["feature_layer"]
 
 
 @pytest.mark.usefixtures("known_inspection")
