@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.paper.classifiers import Experiment, experiment_parser, inspected, with_experiment
+from benchmarks.paper.further_tables import cell
 from inflight_edge import InflightError
 from inflight_edge._text import table
 from inflight_edge.calibration.calibrate import calibrate
@@ -99,8 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"benchmarks.paper.ablation: error: {error}", file=sys.stderr)
         return 2
     keys = ("held_out_error", "held_out_source_error", "tpr", "fpr", "sia")
-    rows = [(r["idea"], *("-" if r[key] is None else f"{r[key]:.4f}" for key in keys)) for r in records]
-    print(table(rows, ("idea", *keys)))
+    print(table([(r["idea"], *(cell(r[key]) for key in keys)) for r in records], ("idea", *keys)))
     if options.json is not None:
         options.json.write_text(json.dumps(records, indent=1) + "\n")
     return 0
@@ -122,22 +122,20 @@ def measure(case: Experiment) -> list[dict[str, Any]]:
     target = inspection.suspects[0]
     estimate = inspection.estimates[target]
     pixels, labels = case.defence.pixels(case.preprocess), case.defence.labels
-    few = are_few(labels)
     views = recognised(loaded["joined"], pixels, labels, case.preprocess)
-    everywhere = plan(loaded["joined"], pixels, labels, estimate, views, case.preprocess)
     (further,) = further_estimates(
         loaded["joined"], pixels, labels, case.preprocess, [estimate], seed=case.seed, progress=False
     )
+    everywhere = plan(loaded["joined"], pixels, labels, estimate, views, case.preprocess)
+    everywhere = replace(everywhere, further=further)
     networks = {name: (classifier.feature_layer, classifier) for name, classifier in loaded.items()}
-    networks |= _shipped(case, loaded["joined"], inspection, copy=not few)
-    frames = {layer: _held_out(case, network, target) for layer, network in networks.values()}
+    networks |= _shipped(case, loaded["joined"], inspection, copy=not are_few(labels))
+    frames = {layer: _held_out(case, network, target) for layer, network in dict(networks.values()).items()}
     records = []
     for idea in tqdm([idea for idea in IDEAS if idea.layer in networks], desc="ideas", unit="idea"):
         layer, network = networks[idea.layer]
-        shipped = idea.places and idea.views
-        wanted = replace(everywhere, further=further if idea.further or (few and shipped) else ())
         record = {"idea": idea.name, "feature_layer": layer}
-        record |= _measure(idea, _samples(idea, case, network, estimate, wanted), frames[layer], target, case.seed)
+        record |= _measure(idea, _samples(idea, case, network, estimate, everywhere), frames[layer], target, case.seed)
         if idea.layer == "copy":  # it has seen all images: what it says of them is flattered
             record |= {"held_out_error": None, "held_out_source_error": None}
         records.append(record)
@@ -149,13 +147,9 @@ def _shipped(
 ) -> dict[str, tuple[str, Classifier | OnnxRuntimeEngine]]:
     """The feature layers that a calibration takes, and those with a copy, with their networks."""
     bundle = calibrate(classifier, case.defence, inspection, seed=case.seed, unlearn=copy, progress=False)
-    chosen = next(
-        option
-        for option in (classifier, *classifier.alternatives)
-        if bundle.feature_layer == option.feature_layer
-        or bundle.feature_layer.startswith(f"{option.feature_layer}+unlearned.")
-    )
-    found: dict[str, tuple[str, Classifier | OnnxRuntimeEngine]] = {"shipped": (chosen.feature_layer, chosen)}
+    layer = bundle.feature_layer.partition("+unlearned.")[0]
+    chosen = next(option for option in (classifier, *classifier.alternatives) if option.feature_layer == layer)
+    found: dict[str, tuple[str, Classifier | OnnxRuntimeEngine]] = {"shipped": (layer, chosen)}
     if copy:
         found["copy"] = bundle.feature_layer, OnnxRuntimeEngine(bundle.model)
     return found
@@ -223,12 +217,14 @@ def _samples(
     idea: Idea, case: Experiment, classifier: Classifier | OnnxRuntimeEngine, estimate: Estimate, everywhere: Plan
 ) -> Samples:
     """What a guard is fitted to under one idea."""
+    pixels, labels = case.defence.pixels(case.preprocess), case.defence.labels
+    further = idea.further or (idea.places and idea.views and are_few(labels))
     chosen = replace(
         everywhere,
         places=everywhere.places if idea.places else everywhere.places[:1],
         views=everywhere.views if idea.views else (),
+        further=everywhere.further if further else (),
     )
-    pixels, labels = case.defence.pixels(case.preprocess), case.defence.labels
     patterns = [estimate, *(_Weaker(estimate, share) for share in (0.8, 0.9) if idea.strengths)]
     parts = [
         collect(classifier, pixels, labels, pattern, chosen, case.preprocess, seed=case.seed) for pattern in patterns

@@ -7,7 +7,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-__all__ = ["NAMES", "ablation", "inspections", "markdown", "robustness"]
+__all__ = ["NAMES", "ablation", "cell", "inspections", "markdown", "robustness"]
 
 Record = dict[str, Any]
 NAMES = {
@@ -67,8 +67,8 @@ def ablation(records: list[Record]) -> str:
                 ["-", "-"]
                 if found is None
                 else [
-                    " / ".join(_figure(found[key]) for key in ("held_out_error", "held_out_source_error")),
-                    " / ".join(f"{found[key]:.4f}" for key in ("tpr", "fpr", "sia")),
+                    " / ".join(cell(found[key]) for key in ("held_out_error", "held_out_source_error")),
+                    " / ".join(cell(found[key]) for key in ("tpr", "fpr", "sia")),
                 ]
             )
         rows.append(row)
@@ -89,12 +89,13 @@ def robustness(records: list[Record]) -> str:
             few = change == "clean images a class"
             shown += group if few else [min(group, key=lambda record: 1.0 if record["sia"] is None else record["sia"])]
         for record in shown:
-            cells = (_figure(record[key]) for key in ("acc", "asr", "tpr", "fpr", "sia"))
+            cells = (cell(record[key]) for key in ("acc", "asr", "tpr", "fpr", "sia"))
             rows.append((data, record["change"], f"{record['amount']:g}", *cells))
     return markdown(("data, attack", "change", "amount", "ACC", "ASR", "TPR", "FPR", "SIA"), rows)
 
 
-def _figure(value: float | None) -> str:
+def cell(value: float | None) -> str:
+    """Four decimals; a dash where nothing was measured."""
     return "-" if value is None else f"{value:.4f}"
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from benchmarks.paper.classifiers import Experiment, experiment_parser, inspected, with_experiment
+from benchmarks.paper.further_tables import cell
 from inflight_edge import Detector, InflightError
 from inflight_edge._text import table
 from inflight_edge.calibration.calibrate import calibrate
@@ -96,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     records.sort(key=lambda record: PARTS.index(part(record)))
     keys = ("acc", "asr", "tpr", "fpr", "sia")
-    rows = [(r["change"], f"{r['amount']:g}", *(_cell(r[key]) for key in keys)) for r in records]
+    rows = [(r["change"], f"{r['amount']:g}", *(cell(r[key]) for key in keys)) for r in records]
     print(table(rows, ("change", "amount", *keys)))
     if options.json is not None:
         options.json.write_text(json.dumps(records, indent=1) + "\n")
@@ -195,10 +196,6 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
     first = records[0]
     figure.suptitle(f"{first['dataset']}, {first['attack']} {first['setting']}, seed {first['seed']}")
     figure.savefig(path, format="svg", metadata={"Date": None})
-
-
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 if __name__ == "__main__":

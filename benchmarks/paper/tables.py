@@ -11,7 +11,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from benchmarks.paper.further_tables import NAMES, ablation, inspections, markdown, robustness
+from benchmarks.paper.further_tables import NAMES, ablation, cell, inspections, markdown, robustness
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -255,7 +255,7 @@ def _best_patching(records: list[dict[str, Any]]) -> str:
 
 def _figures(values: Iterable[float | None] | None) -> str:
     """Figures of the paper; a dash where it has none."""
-    return "-" if values is None else " / ".join("-" if value is None else f"{value:.4f}" for value in values)
+    return "-" if values is None else " / ".join(cell(value) for value in values)
 
 
 def _identity(record: dict[str, Any]) -> tuple[str, ...]:

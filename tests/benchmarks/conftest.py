@@ -25,7 +25,7 @@ def case() -> Experiment:
 
 @pytest.fixture(scope="module", autouse=True)
 def few_densities() -> Iterator[None]:
-    """A calibration of two forms of density takes a third of the time."""
+    """Two forms of density to choose between, for calibrations that are sooner done."""
     forms = [Candidate("shared", 1, 0.03), Candidate("full", 1, 0.1, 0.5)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(selection, "candidates", lambda *_: forms)
