@@ -125,7 +125,7 @@ def test_narrow_components_far_from_the_mean_keep_their_digits(
 @kinds
 def test_component_counts(rng: np.random.Generator, fibers: Path, kind: Kind) -> None:
     """256 components make a chunk: one row longer than it, rows that fill it exactly, and rows that just do not fit."""
-    counts = [[size, 1] for size in SIZES[1:]] + [[200, 57, 199, 57, 1], [256, 256], [1, 512, 255, 1], [1] * 300]
+    counts = [[size, 1] for size in SIZES] + [[200, 57, 199, 57, 1], [256, 256], [1, 512, 255, 1], [1] * 300]
     guards = [random_guard(rng, kind, len(count), count, 3) for count in counts]
     check(fibers, [Case([guard], frames_of_all_kinds(rng, guard)[: 1 if kind == "full" else 2]) for guard in guards])
 

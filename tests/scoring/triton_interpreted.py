@@ -16,8 +16,8 @@ from inflight_edge.guard import KINDS, Guard, Kind
 from inflight_edge.scoring.reference import log_likelihoods, term_magnitudes
 from inflight_edge.scoring.triton import TorchScorer
 
-# Other sizes are those of test_scorer_accuracy.py, by the same interpreter.
-SIZE = 33
+# The other sizes are those of test_scorer_accuracy.py, by the same interpreter.
+SIZES = [33, 129]
 
 
 def score(guard: Guard, frames: np.ndarray) -> np.ndarray:
@@ -59,8 +59,9 @@ def special(rng: np.random.Generator, kind: Kind) -> None:
 def main() -> None:
     kind: Kind = KINDS[int(sys.argv[1])]
     rng = np.random.default_rng(2022)
-    parity(rng, kind, SIZE, [1, 2])
-    parity(rng, kind, 3, [SIZE, 1])
+    for size in SIZES:
+        parity(rng, kind, size, [1, 2])
+        parity(rng, kind, 3, [size, 1])
     special(rng, kind)
 
 
