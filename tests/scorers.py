@@ -10,8 +10,10 @@ from inflight_edge.scoring import Scorer
 # Written out, so that one which this processor lacks is seen to be skipped.
 INSTRUCTION_SETS = ("avx512", "avx2", "neon", "portable")
 
-# Run on this processor by emulators, 100 to 10,000 times slower than a native scorer: fewer and smaller cases.
+# Run on this processor by emulators.  Triton's interpreter takes milliseconds for each block of a kernel: fewer and
+# smaller cases; CUDA's threads as fibers take microseconds each: smaller cases where there are many.
 EMULATED = ("cuda", "triton")
+INTERPRETED = ("triton",)
 # The same backends on a device.
 DEVICES = ("cuda-gpu", "triton-gpu")
 # All of Python runs under an emulator (tests/arm/run.sh), where random numbers alone take a second for a million.

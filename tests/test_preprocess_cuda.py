@@ -136,9 +136,9 @@ def test_structs_are_the_same_in_c_and_python(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Driver], Binding]:
+def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[Driver], Binding]:
     """Puts a double driver, and a binding on it, in the place of the real ones."""
-    library = compile_library(tmp_path / "cuda.so")
+    library = compile_library()
 
     def put(driver: Driver) -> Binding:
         binding = Binding(driver, library)

@@ -150,13 +150,14 @@ CHECK
 
 # 7. The tests of NEON.  Left out, as they run natively elsewhere and say nothing about it: engines and what needs ONNX
 # Runtime or torch; the other instruction sets, the reference and the CUDA kernels on the processor; the interpreter's lock;
-# memory over many frames.  Slow under emulation: guards of hundreds of megabytes and sanitisers.
+# memory over many frames; the counting of allocations, as the symbols of NEON's object name none.  Slow under emulation:
+# guards of hundreds of megabytes and sanitisers.
 if [ $# -eq 0 ]; then
     scoring=(judge many_classes scorer scorer_accuracy score_c verdicts)
     set -- "${scoring[@]/#/tests/scoring/test_}"
     set -- "${@/%/.py}" tests/test_preprocess_native.py tests/test_verdict.py -n 2 \
         -k "not reference and not portable and not avx and not cuda and not large_guards and not thousand_classes \
-and not sanitisers and not releases_the_interpreter and not memory_does_not_grow"
+and not sanitisers and not does_not_allocate and not releases_the_interpreter and not memory_does_not_grow"
 fi
 cd "$source_root"
 python3 -m pytest -q -p no:cacheprovider "$@"

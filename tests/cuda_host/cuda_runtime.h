@@ -27,6 +27,9 @@
 #include <thread>
 #else
 #include <ucontext.h>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/common_interface_defs.h>
+#endif
 #endif
 
 #define __global__
@@ -67,6 +70,19 @@ struct Barrier {
 #endif
 };
 
+#ifndef CUDA_HOST_THREADS
+/* A stack and where it was left.  Entered by setcontext once, then by a jump: that makes no system call, and
+ * AddressSanitizer does not take it for the end of all frames of the stack that is left. */
+struct Fiber {
+    ucontext_t context;
+    void *place[5];
+    bool started = false;
+    const void *stack = nullptr;
+    std::size_t size = 0;
+    void *fake_stack = nullptr;
+};
+#endif
+
 struct Thread {
     dim3 index;
     unsigned shuffles = 0;
@@ -74,7 +90,7 @@ struct Thread {
     std::uint64_t generation = 0;
     bool finished = false;
 #ifndef CUDA_HOST_THREADS
-    ucontext_t context;
+    Fiber fiber;
     std::unique_ptr<char[]> stack;
 #endif
 };
@@ -96,8 +112,37 @@ inline const char *const skipped_barrier = std::getenv("CUDA_HOST_SKIP");
 inline thread_local Thread *self;
 #else
 inline Thread *self;
-inline ucontext_t scheduler;
+inline Fiber scheduler;
 inline std::function<void()> body;
+
+/* AddressSanitizer must know whose stack it is on. */
+inline void leaving([[maybe_unused]] Fiber &from, [[maybe_unused]] const Fiber &to) {
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_start_switch_fiber(&from.fake_stack, to.stack, to.size);
+#endif
+}
+
+inline void arrived([[maybe_unused]] const Fiber &at, [[maybe_unused]] Fiber *from = nullptr) {
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_finish_switch_fiber(at.fake_stack, from ? &from->stack : nullptr, from ? &from->size : nullptr);
+#endif
+}
+
+[[noreturn, gnu::noinline]] __attribute__((no_sanitize("address"))) inline void enter_fiber(Fiber &to) {
+    if (to.started) __builtin_longjmp(to.place, 1);
+    to.started = true;
+    setcontext(&to.context);
+    fail("setcontext failed", 0, 0);
+}
+
+/* Returns when another fiber switches back. */
+__attribute__((noinline, no_sanitize("address"))) inline void switch_fiber(Fiber &from, Fiber &to) {
+    if (__builtin_setjmp(from.place) == 0) {
+        leaving(from, to);
+        enter_fiber(to);
+    }
+    arrived(from);
+}
 #endif
 
 inline void wait(Barrier &barrier, int line) {
@@ -121,7 +166,7 @@ inline void wait(Barrier &barrier, int line) {
 #else
     self->awaited = &barrier;
     self->generation = generation;
-    swapcontext(&self->context, &scheduler);
+    switch_fiber(self->fiber, scheduler);
 #endif
 }
 
@@ -179,28 +224,34 @@ inline void run_block(std::vector<Thread> &threads, const std::function<void()> 
 }
 #else
 inline void enter() {
+    arrived(self->fiber, &scheduler);
     body();
     self->finished = true;
-    swapcontext(&self->context, &scheduler);
+    switch_fiber(self->fiber, scheduler);
 }
 
 inline void run_block(std::vector<Thread> &threads, const std::function<void()> &kernel) {
     constexpr std::size_t stack_size = 128 * 1024;
     body = kernel;
+    scheduler.started = true;
     for (Thread &thread : threads) {
         thread.awaited = nullptr;
         thread.finished = false;
-        if (!thread.stack) thread.stack = std::make_unique<char[]>(stack_size);
-        getcontext(&thread.context);
-        thread.context.uc_stack = {thread.stack.get(), 0, stack_size};
-        makecontext(&thread.context, enter, 0);
+        if (!thread.stack) thread.stack = std::make_unique_for_overwrite<char[]>(stack_size);
+        Fiber &fiber = thread.fiber;
+        fiber = {};
+        fiber.stack = thread.stack.get();
+        fiber.size = stack_size;
+        getcontext(&fiber.context);
+        fiber.context.uc_stack = {thread.stack.get(), 0, stack_size};
+        makecontext(&fiber.context, enter, 0);
     }
     for (std::size_t left = threads.size(); left > 0;) {
         bool progress = false;
         for (Thread &thread : threads) {
             if (thread.finished || (thread.awaited && thread.awaited->generation == thread.generation)) continue;
             self = &thread;
-            swapcontext(&scheduler, &thread.context);
+            switch_fiber(scheduler, thread.fiber);
             progress = true;
             left -= thread.finished;
         }

@@ -14,10 +14,10 @@ Install = Callable[..., TensorRt]
 
 
 @pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
     if shutil.which("g++") is None:
         pytest.skip("needs g++ to run the CUDA scorer on the CPU")
-    return compile_library(tmp_path_factory.mktemp("library") / "score_cuda.so", block=32)
+    return compile_library()
 
 
 @pytest.fixture

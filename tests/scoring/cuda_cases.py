@@ -63,7 +63,7 @@ def compile_fibers(folder: Path, job: str = "score") -> Path:
     """A block's threads as fibers, under AddressSanitizer and UBSan where there are such."""
     sanitisers = ["-fsanitize=address,undefined", "-fsanitize-sections=cuda_shared", "-fno-sanitize-recover=all"]
     flags = sanitisers if sanitiser_works(folder, sanitisers[0]) else []
-    return compile_host(folder / "main", "-O2", "-g", *flags, job=job)
+    return compile_host(folder / "main", "-O1", "-g", *flags, job=job)
 
 
 def compile_threads(folder: Path, job: str = "score") -> Path | None:

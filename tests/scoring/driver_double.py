@@ -7,7 +7,11 @@ allocations and calls without a current context fail at once.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import functools
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from threading import local
@@ -28,10 +32,13 @@ class DriverError(Exception):
     """pycuda.driver.Error."""
 
 
-def compile_library(target: Path, block: int | None = None) -> ctypes.CDLL:
-    """The CUDA scorer on the CPU as a shared library; fewer threads a block run sooner."""
-    flags = [] if block is None else [f"-DIFE_CUDA_BLOCK={block}"]
-    flags += ["-std=c++20", "-O2", *WARNINGS, *FMA, "-shared", "-fPIC", f"-I{HOST}", f"-I{CSRC}"]
+@functools.cache
+def compile_library() -> ctypes.CDLL:
+    """The CUDA scorer on the CPU as a shared library, once in a process."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    target = folder / "score_cuda.so"
+    flags = ["-std=c++20", "-O2", *WARNINGS, *FMA, "-shared", "-fPIC", f"-I{HOST}", f"-I{CSRC}"]
     compile_checked("g++", *flags, "-x", "c++", CSRC / "score_cuda.cu", CSRC / "preprocess_cuda.cu", "-o", target)
     library = ctypes.CDLL(str(target))
     pointers = [ctypes.c_void_p] * 4

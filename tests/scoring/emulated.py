@@ -14,7 +14,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,9 +39,7 @@ def why_not(backend: str) -> str | None:
 
 @functools.cache
 def _double() -> tuple[Driver, Binding]:
-    folder = Path(tempfile.mkdtemp())
-    atexit.register(shutil.rmtree, folder)
-    driver, library = Driver(), compile_library(folder / "cuda.so")
+    driver, library = Driver(), compile_library()
     driver.cubins = {cubin: KINDS.index(kind) for kind, (_, cubin) in read_kernels().items()}
     driver.library, driver.interpret = library, Interpreter()
     return driver, Binding(driver, library)

@@ -27,8 +27,8 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ t
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return compile_library(tmp_path_factory.mktemp("library") / "score_cuda.so")
+def library() -> ctypes.CDLL:
+    return compile_library()
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from guards import random_features, random_guard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scorers import EMULATED, examples, make_scorer
+from scorers import EMULATED, INTERPRETED, examples, make_scorer
 
 from inflight_edge.errors import ScoreError
 from inflight_edge.guard import KINDS, FloatArray, Guard, Kind
@@ -57,16 +57,16 @@ def assert_twins(guard: Guard, frames: FloatArray, backend: str) -> None:
 @pytest.mark.parametrize("components", [3, 50, 150])
 def test_a_row_is_the_same_alone_and_among_many_rows(rng: np.random.Generator, backend: str, components: int) -> None:
     """23 rows of three components lie on both sides of the 64 that are added up together; 150 are more than that."""
-    if backend in EMULATED:
-        pytest.skip("emulated: minutes")
-    for _ in range(5):
+    if backend in INTERPRETED:
+        pytest.skip("interpreted: minutes")
+    for _ in range(5 if backend not in EMULATED else 1):
         guard = random_guard(rng, "full", 23, components, 1)
         assert_twins(guard, random_features(rng, guard, 10), backend)
 
 
 @kinds
 def test_verdict_is_that_of_decide(backend: str, kind: Kind) -> None:
-    slow = backend in EMULATED
+    slow = backend in INTERPRETED
     rows, sizes = st.integers(2, 40 if not slow else 4), st.sampled_from([1, 5, 16, 40, 130])
 
     @settings(max_examples=examples(30) if not slow else 2, deadline=None)
@@ -91,7 +91,7 @@ def test_more_rows_than_are_judged_at_a_time(rng: np.random.Generator, backend: 
 @kinds
 def test_means_far_apart_and_outliers(rng: np.random.Generator, backend: str, kind: Kind) -> None:
     guard = random_guard(rng, kind, 4, 1, 200)
-    frames = random_features(rng, guard, 4 if backend not in EMULATED else 1)
+    frames = random_features(rng, guard, 4 if backend not in INTERPRETED else 1)
     assert_twins(guard, np.concatenate([frames, frames * 1e3, frames * 1e9]), backend)
 
 

@@ -118,9 +118,9 @@ def test_scorer_needs_arithmetic_only(library: Path) -> None:
 
 
 @needs_gcc
-def test_no_warning_from_strict_conversions(tmp_path: Path) -> None:
+def test_no_warning_from_strict_conversions() -> None:
     for path in (CSRC / "score.c", CSRC / "score_portable.c"):
-        run("gcc", *WARNINGS, "-O2", "-c", path, "-o", tmp_path / "object.o")
+        run("gcc", *WARNINGS, "-fsyntax-only", path)
 
 
 @needs_gcc

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from guards import random_features, random_guard
-from scorers import EMULATED, INSTRUCTION_SETS, make_scorer
+from scorers import INSTRUCTION_SETS, INTERPRETED, make_scorer
 
 from inflight_edge.errors import DependencyError, OptionError, ScoreError
 from inflight_edge.guard import KINDS, Guard, Kind
@@ -269,7 +269,7 @@ def test_threads_share_one_scorer(rng: np.random.Generator, backend: str, kind: 
         return same
 
     with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(score_all, range(0, 80, 10 if backend not in EMULATED else 20)))
+        assert all(pool.map(score_all, range(0, 80, 10 if backend not in INTERPRETED else 20)))
 
 
 def test_cpu_releases_the_interpreter_while_scoring(rng: np.random.Generator) -> None:

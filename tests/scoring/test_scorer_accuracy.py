@@ -9,7 +9,7 @@ import pytest
 from guards import random_features, random_guard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scorers import EMULATED, PROCESSOR_EMULATED, examples, make_scorer
+from scorers import EMULATED, INTERPRETED, PROCESSOR_EMULATED, examples, make_scorer
 
 from inflight_edge.guard import KINDS, MAX_FEATURES, FloatArray, Guard, Kind, packed_size
 from inflight_edge.scoring.parameters import prepare
@@ -49,8 +49,8 @@ def frames_of_all_kinds(rng: np.random.Generator, guard: Guard) -> FloatArray:
 
 
 def few(backend: str, size: int) -> int | None:
-    """How many of those frames a large size is tried on: all (None), or one where it is emulated."""
-    return 1 if backend in EMULATED and size > 30 else None
+    """How many of those frames a large size is tried on: all (None), or one where it is interpreted."""
+    return 1 if backend in INTERPRETED and size > 30 else None
 
 
 @st.composite
@@ -73,9 +73,9 @@ def random_cases(
 def test_random_shapes(backend: str, kind: Kind) -> None:
     limits = (1 << 16 if backend == "reference" or PROCESSOR_EMULATED else 1 << 20, 2048, 1000)
     if backend in EMULATED:
-        limits = (1 << 9, 150, 4)
+        limits = (1 << 9, 150, 4) if backend in INTERPRETED else (1 << 14, 512, 100)
 
-    @settings(max_examples=examples(24) if backend not in EMULATED else 3, deadline=None)
+    @settings(max_examples=examples(24) if backend not in INTERPRETED else 3, deadline=None)
     @given(random_cases(kind, *limits))
     def check(case: tuple[int, int, list[int], int]) -> None:
         seed, n_features, counts, power = case
@@ -133,7 +133,7 @@ def test_features_far_from_zero_keep_their_digits(rng: np.random.Generator, back
 @pytest.mark.parametrize("kind", KINDS)
 def test_equal_terms_do_not_drift(backend: str, kind: Kind) -> None:
     """The same rounding 16384 times over is the worst case of a float sum; D = 2048 for a packed triangle."""
-    n_features = MAX_FEATURES if kind == "diagonal" else 2048 if backend not in EMULATED else 512
+    n_features = MAX_FEATURES if kind == "diagonal" else 2048 if backend not in INTERPRETED else 512
     guard = random_guard(np.random.default_rng(0), kind, 2, 1, n_features)
     whitener = np.full_like(guard.whitener, 1.1)
     guard = replace(guard, means=np.zeros_like(guard.means), whitener=whitener)
@@ -147,7 +147,7 @@ def narrow_case(
     """Guard with deviations of 1 / inverse, and frames among its means and within some deviations of them."""
     guard = random_guard(rng, kind, 3, 1 if kind == "shared" else 2, n_features)
     guard = replace(guard, whitener=guard.whitener * np.float32(inverse))
-    n = 40 if backend not in EMULATED else 2
+    n = 40 if backend not in INTERPRETED else 2
     nearby = guard.means[rng.integers(0, guard.n_components, n)] + rng.standard_normal((n, n_features)) / inverse
     near = (nearby * guard.scale + guard.mean).astype(np.float32)
     return guard, np.concatenate([random_features(rng, guard, n), near])

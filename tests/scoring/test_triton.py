@@ -127,8 +127,8 @@ def test_damaged_kernels_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return compile_library(tmp_path_factory.mktemp("library") / "score_cuda.so")
+def library() -> ctypes.CDLL:
+    return compile_library()
 
 
 def install(monkeypatch: pytest.MonkeyPatch, driver: Driver, library: ctypes.CDLL) -> Driver:
