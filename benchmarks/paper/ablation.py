@@ -68,7 +68,7 @@ class Idea:
 SHARED = Candidate("shared", 1, 0.03)
 SHIPPED = Idea("shipped: all of layers, density, places and views", "shipped", None, True, places=True, views=True)
 IDEAS = (
-    Idea("plain diagonal mixture (the paper)"),
+    Idea("plain diagonal mixture, our reading of the paper"),
     Idea("three components", density=Candidate("diagonal", 3, 0.1)),
     Idea("regularised diagonal", density=Candidate("diagonal", 1, 0.5)),
     Idea("shared covariance", density=SHARED),

@@ -87,7 +87,7 @@ HEADER = (
     "SIA",
     "SIA / ACC of the source classes",
     "paper's TPR / FPR / SIA",
-    "SIA of NC's patching at its best rate: here / in the paper",
+    "SIA of NC's patching at its best rate tried: here / in the paper",
 )
 Groups = dict[tuple[str, ...], list[dict[str, Any]]]
 
@@ -110,7 +110,7 @@ def classifiers(records: list[dict[str, Any]]) -> str:
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """A Markdown table of the guards: mean over the seeds; the lowest and highest, for rates of frames the 95 % interval."""
+    """A Markdown table of the guards: mean over the seeds, the lowest and highest; of rates of frames the 95 % interval."""
     rows = []
     for case, found in sorted(_by_case(records).items()):
         group = [record for record in found if record["detector"] == "guard"]
@@ -182,7 +182,7 @@ UNLEARNED_HEADER = (
     "FPR",
     "SIA",
     "SIA / ACC of the source classes",
-    "NC's patching at its best rate: SIA",
+    "NC's patching at its best rate tried: SIA",
     "paper's SIA",
 )
 
@@ -213,6 +213,53 @@ def unlearned(records: list[dict[str, Any]]) -> str:
             )
         )
     return markdown(UNLEARNED_HEADER, rows)
+
+
+TARGETS_HEADER = (
+    "data, network, attack",
+    "TPR at least the paper's",
+    "FPR at most .005",
+    "SIA at least the paper's",
+    "SIA at least .95 of the source classes' ACC",
+    "SIA at least that of NC's patching here",
+)
+
+
+def targets(records: list[dict[str, Any]]) -> str:
+    """A Markdown table of what the guards meet, alone / with an unlearned copy, by the means over the seeds."""
+    met = []
+    for case, found in sorted(_by_case(records).items()):
+        trained = {_training(record) for record in found if record["detector"] == "unlearned"}
+        same = [record for record in found if _training(record) in trained]
+        if case[4] != "none":
+            met.append((_case(*case), _met(case, "guard", found), _met(case, "unlearned", same)))
+    if not met:
+        return ""
+    words = {True: "yes", False: "**no**", None: "-"}
+    rows = [(name, *(f"{words[a]} / {words[b]}" for a, b in zip(*both, strict=True))) for name, *both in met]
+    columns = zip(*(zip(alone, copied, strict=True) for _, alone, copied in met), strict=True)
+    counts = (tuple(map(_count, zip(*column, strict=True))) for column in columns)
+    return markdown(TARGETS_HEADER, [*rows, ("met", *(" / ".join(both) for both in counts))])
+
+
+def _met(case: tuple[str, ...], detector: str, records: list[dict[str, Any]]) -> list[bool | None]:
+    """In the order of TARGETS_HEADER; None where something is not measured or the paper has no figure.
+
+    In the four decimals of the paper's figures.
+    """
+    group = [record for record in records if record["detector"] == detector]
+    tpr, fpr, sia = (_average([record[key] for record in group]) for key in ("tpr", "fpr", "sia"))
+    ratio = _average([_ratio(record.get("sia"), record.get("acc_source")) for record in group])
+    by_rate = (_average([record["sia"] for record in found]) for found in _by_rate(records).values())
+    best = max((value for value in by_rate if value is not None), default=None)
+    paper_tpr, _, paper_sia = PAPER.get((case[0], case[3], case[4]), (None, None, None))
+    pairs = ((tpr, paper_tpr), (0.005, fpr), (sia, paper_sia), (ratio, 0.95), (sia, best))
+    return [None if a is None or b is None else round(a, 4) >= round(b, 4) for a, b in pairs]
+
+
+def _count(met: Iterable[bool | None]) -> str:
+    known = [value for value in met if value is not None]
+    return f"{sum(known)} of {len(known)}"
 
 
 PAPER_PATCHING = {10.0: 0.1114, 1.0: 0.4291, 0.1: 0.6033, 0.01: 0.8086, 0.001: 0.7103, 0.0001: 0.6348}
@@ -295,28 +342,30 @@ def _ratio(one: float | None, other: float | None) -> float | None:
 
 
 def _mean(group: list[dict[str, Any]], key: str) -> str:
-    known = [record[key] for record in group if record.get(key) is not None]
-    return f"{sum(known) / len(known):.4f}" if known else "-"
+    return cell(_average([record.get(key) for record in group]))
+
+
+def _average(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _spread(values: list[float | None]) -> str:
+    """Mean, and the lowest and highest of several."""
     known = [value for value in values if value is not None]
-    if not known:
-        return "-"
-    text = f"{sum(known) / len(known):.4f}"
-    return text if len(known) == 1 else f"{text} ({min(known):.4f} to {max(known):.4f})"
+    text = cell(_average(values))
+    return text if len(known) < 2 else f"{text} ({min(known):.4f} to {max(known):.4f})"
 
 
 def _rate(group: list[dict[str, Any]], key: str, count: str) -> str:
-    """Mean over the seeds, and the 95 % interval of the pooled frames (Clopper and Pearson)."""
+    """Mean over the seeds, their lowest and highest, and the 95 % interval of the pooled frames (Clopper and Pearson)."""
     group = [record for record in group if record[count] is not None]
     total = sum(record[count] for record in group)
     hits = sum(round(record[key] * record[count]) for record in group if record[count])
     if not total:
         return "-"
     low, high = binomtest(hits, total).proportion_ci(0.95)
-    known = [record[key] for record in group if record[count]]
-    return f"{sum(known) / len(known):.4f} [{low:.4f}, {high:.4f}]"
+    return f"{_spread([record[key] for record in group if record[count]])} [{low:.4f}, {high:.4f}]"
 
 
 def main() -> int:
@@ -326,6 +375,7 @@ def main() -> int:
     records = _read("paper-*.json")
     parts = {
         "results": (classifiers(records), table(records), others(records), patching(records)),
+        "targets": (targets(records),),
         "unlearned": (unlearned(records),),
         "inspections": (inspections(_read("inspection-*.json")),),
         "ablation": (ablation(_read("ablation-*.json")),),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.paper.tables import classifiers, others, patching, table, unlearned
+from benchmarks.paper.tables import classifiers, others, patching, table, targets, unlearned
 
 
 def record(seed: int, fpr: float, sia: float | None, n_triggered: int = 10) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def test_frames_of_all_seeds_are_pooled() -> None:
     row = cells(record(1, 0.1, 1.0), record(0, 0.0, 0.9))
     assert row[1] == "0, 1"
     assert cells(record(1, 0.1, 1.0), record(0, 0.0, 0.9), of=classifiers)[4] == "0.9500 (0.9000 to 1.0000)"
-    assert row[3] == "0.0500 [0.0013, 0.2487]"  # one of twenty
+    assert row[3] == "0.0500 (0.0000 to 0.1000) [0.0013, 0.2487]"  # one of twenty
 
 
 def test_rate_without_frames_is_a_dash() -> None:
@@ -112,3 +112,21 @@ def test_sources_with_an_unlearned_copy_stand_beside_those_without_and_the_best_
     assert unlearned(guards) == ""
     assert others([*guards, copy]) == ""
     assert len(table([*guards, copy]).splitlines()) == 3
+
+
+def test_targets_are_met_by_the_means_alone_and_with_a_copy_of_the_same_classifier() -> None:
+    read = {"acc_source": 1.0}
+    guards = [{**record(seed, fpr, sia), **read} for seed, fpr, sia in ((0, 0.0, 0.96), (1, 0.0102, 0.98))]
+    copy = {**record(0, 0.005, 0.99), **read, "detector": "unlearned", "tpr": 0.99}
+    patched = [{**record(seed, 0.0, 0.98), **read, "detector": "nc", "learning_rate": 0.1} for seed in (0, 1)]
+    lines = targets([*guards, copy, *patched]).splitlines()
+    assert [cell.strip() for cell in lines[2].split("|")[2:-1]] == [
+        "yes / **no**", "**no** / yes", "**no** / yes", "yes / yes", "**no** / yes",
+    ]  # fmt: skip
+    assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == [
+        "met", "1 of 1 / 0 of 1", "0 of 1 / 1 of 1", "0 of 1 / 1 of 1", "1 of 1 / 1 of 1", "0 of 1 / 1 of 1",
+    ]  # fmt: skip
+    alone = targets([{**guards[0], "setting": "all"}]).splitlines()
+    assert [cell.strip() for cell in alone[2].split("|")[2:-1]] == ["- / -", "yes / -", "- / -", "yes / -", "- / -"]
+    assert alone[3].split("|")[2].strip() == "0 of 0 / 0 of 0"
+    assert targets([{**guards[0], "setting": "none"}]) == ""
