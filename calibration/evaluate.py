@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from inflight_edge.calibration.datasets import ImageSet
 from inflight_edge.detector import Detector
-from inflight_edge.errors import DataError
+from inflight_edge.errors import DataError, OptionError
+from inflight_edge.guarantee import margin_limit
 from inflight_edge.verdict import Decision, Verdict
 
 __all__ = ["Evaluation", "evaluate", "frame_latency", "judge", "ranking"]
@@ -31,6 +32,8 @@ class Evaluation:
     sia          share of judged triggered frames whose source class is found.  sia_flagged: of the flagged ones.
     auroc        of the margin, judged triggered against judged clean frames.
     tpr_at_fpr01, tpr_at_fpr05  the best TPR of a threshold on the margin at an FPR of at most 1 and 5 % of these frames.
+    tpr_alpha01, fpr_alpha01, tpr_alpha05, fpr_alpha05  TPR and FPR where a frame is flagged as `alpha` of Detector, .01 and
+                 .05, would; None where a guard has too few clean margins for that promise.
     n_invalid    frames without a judgement.
     Definitions: Li, Xiang, Miller, Kesidis, ICASSP 2022, section 5.2.
     """
@@ -45,6 +48,10 @@ class Evaluation:
     auroc: float | None
     tpr_at_fpr01: float | None
     tpr_at_fpr05: float | None
+    tpr_alpha01: float | None
+    fpr_alpha01: float | None
+    tpr_alpha05: float | None
+    fpr_alpha05: float | None
     n_clean: int
     n_triggered: int
     n_invalid: int
@@ -87,6 +94,8 @@ def evaluate(
     flagged = [(v, y) for v, y in positives if v.decision is Decision.TRIGGER]
     right = sum(v.source == y for v, y in flagged)
     auroc, at_one, at_five = _ranking([v.margin for v, _ in positives], [v.margin for v in negatives])
+    tpr_alpha01, fpr_alpha01 = _promised(detector, [v for v, _ in positives], negatives, 0.01)
+    tpr_alpha05, fpr_alpha05 = _promised(detector, [v for v, _ in positives], negatives, 0.05)
     return Evaluation(
         acc=_share(
             sum(v.predicted == y for v, y in zip(clean_verdicts, clean_labels, strict=True)), len(clean_verdicts)
@@ -100,6 +109,10 @@ def evaluate(
         auroc=auroc,
         tpr_at_fpr01=at_one,
         tpr_at_fpr05=at_five,
+        tpr_alpha01=tpr_alpha01,
+        fpr_alpha01=fpr_alpha01,
+        tpr_alpha05=tpr_alpha05,
+        fpr_alpha05=fpr_alpha05,
         n_clean=len(negatives),
         n_triggered=len(positives),
         n_invalid=sum(v.decision is Decision.INVALID for v in verdicts),
@@ -130,6 +143,18 @@ def frame_latency(
 
 def _share(count: int, total: int) -> float | None:
     return count / total if total else None
+
+
+def _promised(
+    detector: Detector, positives: list[Verdict], negatives: list[Verdict], alpha: float
+) -> tuple[float | None, float | None]:
+    """Shares of the two whose margin is above what alpha allows; None where a guard has too few clean margins."""
+    try:
+        limits = {guard.target: margin_limit(guard.clean_margins, alpha) for guard in detector.bundle.guards}
+    except OptionError:
+        return None, None
+    above = [sum(v.margin > limits[v.predicted] for v in group) for group in (positives, negatives)]
+    return _share(above[0], len(positives)), _share(above[1], len(negatives))
 
 
 def _ranking(positives: list[float], negatives: list[float]) -> tuple[float | None, float | None, float | None]:

@@ -22,7 +22,8 @@ from inflight_edge.images import read_image
 from inflight_edge.verify import verify
 
 KEYS = (
-    "target_class acc asr asr_estimated tpr fpr sia sia_flagged auroc tpr_at_fpr01 tpr_at_fpr05 acc_source n_clean n_triggered "
+    "target_class acc asr asr_estimated tpr fpr sia sia_flagged auroc tpr_at_fpr01 tpr_at_fpr05 tpr_alpha01 "
+    "fpr_alpha01 tpr_alpha05 fpr_alpha05 acc_source n_clean n_triggered "
     "engine_ms_p50 engine_ms_p99 scorer_us_p50 scorer_us_p99 seconds"
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,20 @@ from inflight_edge.detector import Detector
 from inflight_edge.errors import DataError
 from inflight_edge.verdict import Decision, Verdict
 
+NO_MARGINS = np.empty(0, np.float32)
 CLASS_NAMES = ("a", "b", "c", "d")
 
 
 class Scripted:
     """A detector that gives frame i, whose first pixel is i, the i-th verdict of a script."""
 
-    def __init__(self, script: list[Verdict], guarded: tuple[int, ...]) -> None:
+    def __init__(self, script: list[Verdict], guarded: tuple[int, ...], margins: np.ndarray) -> None:
         self.script = script
         self.class_names = CLASS_NAMES
         self.guards = dict.fromkeys(guarded)
+        self.bundle = SimpleNamespace(
+            guards=[SimpleNamespace(target=target, clean_margins=margins) for target in guarded]
+        )
         self.batches: list[int] = []
 
     def run(self, frames: list[Any]) -> list[Verdict]:
@@ -52,8 +57,9 @@ def measured(
     clean: list[tuple[int, Verdict]] | None,
     triggered: list[tuple[int, Verdict]] | None,
     guarded: tuple[int, ...] = (3,),
+    margins: np.ndarray = NO_MARGINS,
 ) -> Evaluation:
-    """Evaluation of (true class, verdict) pairs."""
+    """Evaluation of (true class, verdict) pairs; margins: the guards' clean ones."""
     pairs = [*(clean or []), *(triggered or [])]
     frames = np.zeros((len(pairs), 2, 2, 1), np.uint8)
     frames[:, 0, 0, 0] = np.arange(len(pairs))
@@ -63,7 +69,7 @@ def measured(
         None if part is None else ImageSet(frames[where], labels[where], None, "here")
         for part, where in ((clean, slice(0, cut)), (triggered, slice(cut, None)))
     ]
-    detector: Any = Scripted([verdict for _, verdict in pairs], guarded)
+    detector: Any = Scripted([verdict for _, verdict in pairs], guarded, margins)
     return evaluate(detector, sets[0], sets[1], progress=False)
 
 
@@ -108,9 +114,23 @@ def test_figures_by_hand() -> None:
     assert got.as_dict() == {name: getattr(got, name) for name in Evaluation.__slots__}
 
 
+def test_alpha_flags_what_lies_above_its_share_of_the_clean_margins() -> None:
+    margins = np.arange(-38, 1).astype(np.float32) / 4  # -9.5 to 0: 39 of them, so that .05 leaves the highest out
+    got = measured(CLEAN, TRIGGERED, margins=margins)
+    assert (got.tpr_alpha01, got.fpr_alpha01) == (None, None)  # 1 / 40 is the least
+    # Above -.25: 9, 2 and 3, not -1 and the unknown one; of -9, -8, 1 and one unknown the 1.
+    assert (got.tpr_alpha05, got.fpr_alpha05) == (3 / 5, 1 / 4)
+    low = np.full(199, -8.5, np.float32)
+    low[-2:] = -1.0, 50.0
+    got = measured(CLEAN, TRIGGERED, margins=low)
+    assert (got.tpr_alpha01, got.fpr_alpha01) == (3 / 5, 1 / 4)  # two of 200 above: the limit is -1
+    assert (got.tpr_alpha05, got.fpr_alpha05) == (4 / 5, 2 / 4)  # ten above: -8.5
+    assert measured(CLEAN, TRIGGERED, margins=NO_MARGINS).tpr_alpha05 is None
+
+
 def test_nothing_to_measure_is_none() -> None:
     nothing = measured(None, None)
-    assert nothing == Evaluation(*[None] * 10, 0, 0, 0)
+    assert nothing == Evaluation(*[None] * 14, 0, 0, 0)
     clean = measured([(3, accept(3)), (0, unguarded(0))], None)
     assert (clean.acc, clean.fpr, clean.fpr_all, clean.n_clean) == (1.0, 0.0, 0.0, 1)
     assert (clean.asr, clean.tpr, clean.sia, clean.sia_flagged, clean.auroc) == (None,) * 5
@@ -159,7 +179,7 @@ def test_judging_keeps_the_order_whatever_the_batch(capsys: pytest.CaptureFixtur
     script = [unguarded(i % 4) for i in range(10)]
     frames = np.zeros((10, 2, 2), np.uint8)
     frames[:, 0, 0] = np.arange(10)
-    detector: Any = Scripted(script, (3,))
+    detector: Any = Scripted(script, (3,), NO_MARGINS)
     for images in (frames, list(frames)):
         data = ImageSet(images, np.zeros(10, np.int64), None, "here")
         assert judge(detector, data, label="clean", progress=False, batch=4) == script
