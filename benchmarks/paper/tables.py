@@ -118,7 +118,7 @@ def table(records: list[dict[str, Any]]) -> str:
             continue
         paper = PAPER.get((case[0], case[3], case[4]))
         theirs = PAPER_NC_BEST.get((case[3], case[4])) if case[0] == "cifar10" else None
-        best = _best_patching(found)
+        best = cell(_best_patching(found))
         rows.append(
             (
                 _case(*case),
@@ -194,8 +194,7 @@ def unlearned(records: list[dict[str, Any]]) -> str:
         copies = [record for record in group if record["detector"] == "unlearned"]
         if not copies:
             continue
-        trained = {_training(record) for record in copies}
-        same = [record for record in group if _training(record) in trained]
+        same = _with_a_copy(group)
         guards = [record for record in same if record["detector"] == "guard"]
         paper = PAPER.get((case[0], case[3], case[4]))
         rows.append(
@@ -208,7 +207,7 @@ def unlearned(records: list[dict[str, Any]]) -> str:
                 _rate(copies, "fpr", "n_clean"),
                 _rate(copies, "sia", "n_triggered"),
                 _of_readable(copies),
-                _best_patching(same),
+                cell(_best_patching(same)),
                 "-" if paper is None else f"{paper[2]:.4f}",
             )
         )
@@ -227,19 +226,17 @@ TARGETS_HEADER = (
 
 def targets(records: list[dict[str, Any]]) -> str:
     """A Markdown table of what the guards meet, alone / with an unlearned copy, by the means over the seeds."""
-    met = []
-    for case, found in sorted(_by_case(records).items()):
-        trained = {_training(record) for record in found if record["detector"] == "unlearned"}
-        same = [record for record in found if _training(record) in trained]
-        if case[4] != "none":
-            met.append((_case(*case), _met(case, "guard", found), _met(case, "unlearned", same)))
-    if not met:
-        return ""
     words = {True: "yes", False: "**no**", None: "-"}
-    rows = [(name, *(f"{words[a]} / {words[b]}" for a, b in zip(*both, strict=True))) for name, *both in met]
-    columns = zip(*(zip(alone, copied, strict=True) for _, alone, copied in met), strict=True)
-    counts = (tuple(map(_count, zip(*column, strict=True))) for column in columns)
-    return markdown(TARGETS_HEADER, [*rows, ("met", *(" / ".join(both) for both in counts))])
+    alone, copied, rows = [], [], []
+    for case, found in sorted(_by_case(records).items()):
+        if case[4] == "none":
+            continue
+        alone.append(_met(case, "guard", found))
+        copied.append(_met(case, "unlearned", _with_a_copy(found)))
+        rows.append((_case(*case), *_beside((words[met] for met in alone[-1]), (words[met] for met in copied[-1]))))
+    if rows:
+        rows.append(("met", *_beside(_counts(alone), _counts(copied))))
+    return markdown(TARGETS_HEADER, rows)
 
 
 def _met(case: tuple[str, ...], detector: str, records: list[dict[str, Any]]) -> list[bool | None]:
@@ -249,17 +246,25 @@ def _met(case: tuple[str, ...], detector: str, records: list[dict[str, Any]]) ->
     """
     group = [record for record in records if record["detector"] == detector]
     tpr, fpr, sia = (_average([record[key] for record in group]) for key in ("tpr", "fpr", "sia"))
-    ratio = _average([_ratio(record.get("sia"), record.get("acc_source")) for record in group])
-    by_rate = (_average([record["sia"] for record in found]) for found in _by_rate(records).values())
-    best = max((value for value in by_rate if value is not None), default=None)
     paper_tpr, _, paper_sia = PAPER.get((case[0], case[3], case[4]), (None, None, None))
-    pairs = ((tpr, paper_tpr), (0.005, fpr), (sia, paper_sia), (ratio, 0.95), (sia, best))
+    pairs = (
+        (tpr, paper_tpr),
+        (0.005, fpr),
+        (sia, paper_sia),
+        (_average(_ratios(group)), 0.95),
+        (sia, _best_patching(records)),
+    )
     return [None if a is None or b is None else round(a, 4) >= round(b, 4) for a, b in pairs]
 
 
-def _count(met: Iterable[bool | None]) -> str:
-    known = [value for value in met if value is not None]
-    return f"{sum(known)} of {len(known)}"
+def _beside(alone: Iterable[str], copied: Iterable[str]) -> list[str]:
+    return [" / ".join(both) for both in zip(alone, copied, strict=True)]
+
+
+def _counts(rows: list[list[bool | None]]) -> list[str]:
+    """Of each column, how many are met of those that are known."""
+    columns = ([met for met in column if met is not None] for column in zip(*rows, strict=True))
+    return [f"{sum(known)} of {len(known)}" for known in columns]
 
 
 PAPER_PATCHING = {10.0: 0.1114, 1.0: 0.4291, 0.1: 0.6033, 0.01: 0.8086, 0.001: 0.7103, 0.0001: 0.6348}
@@ -295,9 +300,16 @@ def _by_rate(records: list[dict[str, Any]]) -> dict[float, list[dict[str, Any]]]
     return by_rate
 
 
-def _best_patching(records: list[dict[str, Any]]) -> str:
-    """The highest mean SIA that Neural Cleanse's patching has at one of its learning rates."""
-    return max((_mean(found, "sia") for found in _by_rate(records).values()), default="-")
+def _best_patching(records: list[dict[str, Any]]) -> float | None:
+    """The highest mean SIA that Neural Cleanse's patching has at one of its learning rates; None without patching."""
+    means = (_average([record["sia"] for record in found]) for found in _by_rate(records).values())
+    return max((mean for mean in means if mean is not None), default=None)
+
+
+def _with_a_copy(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All records of those classifiers of which an unlearned copy was measured."""
+    trained = {_training(record) for record in records if record["detector"] == "unlearned"}
+    return [record for record in records if _training(record) in trained]
 
 
 def _figures(values: Iterable[float | None] | None) -> str:
@@ -334,7 +346,11 @@ def _seeds(group: list[dict[str, Any]]) -> str:
 
 def _of_readable(group: list[dict[str, Any]]) -> str:
     """Sources found, of those that the classifier reads on clean images."""
-    return _spread([_ratio(record.get("sia"), record.get("acc_source")) for record in group])
+    return _spread(_ratios(group))
+
+
+def _ratios(group: list[dict[str, Any]]) -> list[float | None]:
+    return [_ratio(record.get("sia"), record.get("acc_source")) for record in group]
 
 
 def _ratio(one: float | None, other: float | None) -> float | None:
