@@ -74,6 +74,9 @@ class NeuronFilter:
     """Neural Cleanse's filter: mean activation of the neurons that the estimated pattern excites most.
 
     neurons  indices of features, see most_changed.      Source: Wang et al., IEEE S&P 2019, section VI.A.
+
+    It ranks neurons by what the pattern changes in an image. Those are often the target's own, which its clean frames
+    excite as much: the rise above the clean images of the target finds the neurons that only the trigger excites.
     """
 
     classifier: Classifier
@@ -82,10 +85,21 @@ class NeuronFilter:
 
     @classmethod
     def fit(
-        cls, classifier: Classifier, preprocess: Preprocess, estimate: Estimate, clean: Pixels, share: float = 0.01
+        cls,
+        classifier: Classifier,
+        preprocess: Preprocess,
+        estimate: Estimate,
+        clean: Pixels,
+        *,
+        share: float = 0.01,
+        above: Pixels | None = None,
     ) -> NeuronFilter:
-        """The filter of an estimate; clean: images (N, channels, H, W) in 0..255 of all other classes."""
-        before = extract(classifier, clean, preprocess)[1]
+        """The filter of an estimate.
+
+        clean  images (N, channels, H, W) in 0..255 of all other classes, which get the pattern.
+        above  images that the rise is counted from; None: the same without the pattern, as published.
+        """
+        before = extract(classifier, clean if above is None else above, preprocess)[1]
         after = extract(classifier, estimate.embed(clean), preprocess)[1]
         return cls(classifier, preprocess, most_changed(before, after, share))
 
@@ -96,7 +110,7 @@ class NeuronFilter:
 
 
 def most_changed(before: Pixels, after: Pixels, share: float) -> NDArray[np.int64]:
-    """Features whose mean over the frames rises most, ascending indices; at least one.  Both (N, D)."""
+    """Features whose mean over the frames rises most, ascending indices; at least one.  (N, D) and (M, D)."""
     if not 0.0 < share <= 1.0:
         raise OptionError(f"share: expected 0 < share <= 1, got {share}")
     rise = after.mean(axis=0, dtype=np.float64) - before.mean(axis=0, dtype=np.float64)

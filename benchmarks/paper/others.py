@@ -55,12 +55,14 @@ def _other_defences(case: Experiment, program: Path, inspection: Inspection, pro
     stamped = case.trigger.embed(np.asarray(sources.images)).transpose(0, 3, 1, 2).astype(np.float32)
     triggered = as_target(stamped)
     clean = as_target(case.test.subset(case.test.labels == target).pixels(preprocess))
-    own = as_target(case.defence.subset(case.defence.labels == target).pixels(preprocess))
+    of_target = case.defence.subset(case.defence.labels == target).pixels(preprocess)
+    own = as_target(of_target)
     others = case.defence.subset(case.defence.labels != target).pixels(preprocess)
     rng = np.random.default_rng(case.seed)
     overlays = others[rng.permutation(len(others))[:STRIP_BLENDS]]
     defences: dict[str, Baseline] = {
         "nc": NeuronFilter.fit(classifier, preprocess, estimate, others),
+        "nc-target": NeuronFilter.fit(classifier, preprocess, estimate, others, above=of_target),
         "b3d": B3D(classifier, preprocess, estimate),
         "strip": Strip(classifier, preprocess, overlays, progress),
     }

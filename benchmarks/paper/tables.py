@@ -134,7 +134,12 @@ def table(records: list[dict[str, Any]]) -> str:
     return markdown(HEADER, rows)
 
 
-OTHERS = {"nc": "NC neuron filter", "b3d": "B3D", "strip": "STRIP"}
+OTHERS = {
+    "nc": "NC neuron filter",
+    "nc-target": "NC neuron filter, above the target's",
+    "b3d": "B3D",
+    "strip": "STRIP",
+}
 OTHERS_HEADER = (
     "data, network, attack",
     "defence",
@@ -159,7 +164,7 @@ def others(records: list[dict[str, Any]]) -> str:
         if detector not in OTHERS:
             continue
         guard = groups[(*case, "guard")]
-        paper = PAPER_OTHERS.get((case[3], case[4], detector)) if case[0] == "cifar10" else None
+        paper = PAPER_OTHERS.get((case[3], case[4], detector.removesuffix("-target"))) if case[0] == "cifar10" else None
         rows.append(
             (
                 _case(*case),

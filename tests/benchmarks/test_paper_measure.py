@@ -33,7 +33,7 @@ def old(case: Experiment) -> Iterator[list[dict[str, Any]]]:
 
 
 def test_a_setting_has_the_records_of_every_defence_and_rate(old: list[dict[str, Any]]) -> None:
-    detectors = ["guard", "unlearned", "nc", "b3d", "strip"]
+    detectors = ["guard", "unlearned", "nc", "nc-target", "b3d", "strip"]
     assert [record["detector"] for record in old] == detectors + ["nc"] * len(RATES)
     assert [record["learning_rate"] for record in old[len(detectors) :]] == list(RATES)
     assert all(set(KEYS) <= set(record) for record in old)

@@ -75,6 +75,17 @@ def test_neuron_filter_reads_what_the_pattern_excites() -> None:
     np.testing.assert_allclose(defence.suspicion(pixels((255, 51), (0, 255))), [0.2, 1.0], rtol=1e-6)
 
 
+def test_neuron_filter_above_the_target_leaves_out_what_the_target_excites_too() -> None:
+    mask, pattern = np.array([[1, 1]], np.float32), np.array([[[0.5, 1]]], np.float32)
+    estimate = PatchEstimate(1, mask, pattern, 1.0, 1.0)
+    clean, target = pixels((0, 0), (0, 0)), pixels((0, 255), (0, 204))
+    published = NeuronFilter.fit(Pair(), PREPROCESS, estimate, clean)  # type: ignore[arg-type]
+    assert published.neurons.tolist() == [1]
+    defence = NeuronFilter.fit(Pair(), PREPROCESS, estimate, clean, above=target)  # type: ignore[arg-type]
+    assert defence.neurons.tolist() == [0]
+    np.testing.assert_allclose(defence.suspicion(pixels((51, 255), (255, 0))), [0.2, 1.0], rtol=1e-6)
+
+
 def test_most_changed_counts_rises_only() -> None:
     before, after = np.zeros((2, 5), np.float32), np.tile(np.array([-9, 1, 3, 2, 0], np.float32), (2, 1))
     assert most_changed(before, after, 0.4).tolist() == [2, 3]
