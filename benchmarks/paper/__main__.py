@@ -24,7 +24,7 @@ from inflight_edge.calibration.commands import print_figures
 from inflight_edge.errors import InflightError, OptionError
 
 # Of a record, what a person wants to see.
-_HIDDEN = ("recipe", "suspects", "findings", "commit", "python", "measured")
+_HIDDEN = ("recipe", "suspects", "findings", "commit", "python", "measured", "held_out")
 
 
 def main() -> int:

@@ -15,6 +15,7 @@ import numpy as np
 
 from benchmarks.paper.classifiers import DATASETS, RATES, Experiment, experiment, identity, inspected
 from benchmarks.paper.others import other_defences, patching
+from inflight_edge.bundle import read_bundle
 from inflight_edge.calibration.demo import export_program, measure
 from inflight_edge.calibration.inspection import Inspection
 from inflight_edge.calibration.model import load_classifier
@@ -146,12 +147,17 @@ def _measure(
 def _guard(
     case: Experiment, program: Path, inspection: Inspection, started: float, progress: bool, *, unlearn: bool = False
 ) -> dict[str, Any]:
-    """Figures of the guard; where nothing is suspected, so that nothing is judged, the accuracy alone."""
+    """Figures of the guard; where nothing is suspected, so that nothing is judged, the accuracy alone.
+
+    ``held_out`` of an unlearned copy: the errors without it and with it, by which calibrate tells whether it helps.
+    """
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(
             program, case.preprocess, case.trigger, case.sources, case.defence, case.test, Path(folder),
             started=started, seed=case.seed, progress=progress, inspection=inspection, unlearn=unlearn,
         )  # fmt: skip
+        if unlearn:
+            figures["held_out"] = read_bundle(Path(folder, "bundle")).metrics["unlearned"]
     if figures["acc"] is None:
         predicted = predict(case.network, np.asarray(case.test.images), case.preprocess)
         figures["acc"] = float((predicted == case.test.labels).mean())

@@ -49,6 +49,7 @@ def test_a_setting_has_the_records_of_every_defence_and_rate(old: list[dict[str,
     assert all({"recipe", "commit", "python", "measured"} <= set(record) for record in old)
     assert all(record["asr"] == guard["asr"] for record in (unlearned, *others))
     assert unlearned["sia"] != guard["sia"]
+    assert set(unlearned["held_out"]) == {"held_out_images", "without", "with"}
     assert max(record["sia"] for record in old[len(detectors) :]) > 0.5
 
 
