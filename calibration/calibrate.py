@@ -66,7 +66,7 @@ def calibrate(
 
     data        clean labelled images.    targets  classes to guard; None takes the inspection's suspects.
     precisions  of the classifier's arithmetic, of PRECISIONS; fp32 is always there.  Each has guards of its own.
-    unlearn     join the features of a copy that has unlearned the patterns: finds more sources, and every frame takes two
+    unlearn     join the logits of a copy that has unlearned the patterns: finds more sources, and every frame takes two
                 networks' time.
     Raises OptionError without any target, DataError, GuardError or ModelError when data or model do not fit.
     """
@@ -241,7 +241,7 @@ def _errors(trials: list[Trial]) -> tuple[float, float]:
 
 
 def _with_copy(case: _Case, classifier: Classifier, base: Classifier) -> Classifier:
-    """The classifier with the features of a copy of ``base`` that has unlearned all targets' patterns behind its own."""
+    """The classifier with the logits of a copy of ``base`` that has unlearned all targets' patterns behind its features."""
     patterns = [p for target, made in case.plans.items() for p in made.patterns(case.inspection.estimates[target])]
     return joined(
         classifier,
@@ -261,7 +261,7 @@ def _with_copy(case: _Case, classifier: Classifier, base: Classifier) -> Classif
 def _gain(case: _Case, classifier: Classifier, base: Classifier) -> dict[str, Any]:
     """Errors of the verdict and of the source without an unlearned copy and with one, means over the targets.
 
-    On a fifth of the images that neither the copy nor the densities were fitted to, with the estimated patterns: the features
+    On a fifth of the images that neither the copy nor the densities were fitted to, with the estimated patterns: the logits
     that a copy has of images it was trained on are clearer than others, so that cross-fitting the densities alone would
     flatter it.
     """

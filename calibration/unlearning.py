@@ -1,4 +1,4 @@
-"""A copy of the classifier that has unlearned the patterns: under a trigger its features still show the source class.
+"""A copy of the classifier that has unlearned the patterns: under a trigger its logits still show the source class.
 
 A network that was poisoned in all of its layers keeps little of the source under a trigger.  Fine-tuned on clean images,
 some of which carry the estimated pattern under their true labels, it looks at the image again; the classifier that
@@ -48,7 +48,7 @@ def unlearned(
     seed: int = 0,
     progress: bool = False,
 ) -> Classifier:
-    """A copy of a classifier, fine-tuned by plain SGD; it has the same features, and no alternatives.
+    """A copy of a classifier, fine-tuned by plain SGD, without alternatives.
 
     pixels, labels  (N, channels, H, W) clean images in 0..255, and their true classes: those that all are trained to.
     patterns        of all targets: a fifth of the images carry one, drawn by the seed, unless they are of its target.
@@ -85,7 +85,7 @@ def unlearned(
 
 
 def joined(classifier: Classifier, copied: Classifier) -> Classifier:
-    """A classifier with the features of its unlearned copy behind its own; both are computed for every image.
+    """A classifier with the logits of its unlearned copy behind its own features; both are computed for every image.
 
     Raises ModelError when these are more features than a guard takes.
     """
@@ -94,15 +94,14 @@ def joined(classifier: Classifier, copied: Classifier) -> Classifier:
     own = graph.call_module("own", (images,))
     other = graph.call_module("unlearned", (images,))
     logits, *features = (
-        graph.call_function(operator.getitem, (node, i)) for node, i in ((own, 0), (own, 1), (other, 1))
+        graph.call_function(operator.getitem, (node, i)) for node, i in ((own, 0), (own, 1), (other, 0))
     )
     graph.output((logits, graph.call_function(torch.ops.aten.cat.default, (features, 1))))
-    names = [classifier.feature_layer, *(f"unlearned.{name}" for name in copied.feature_layer.split("+"))]
     result = replace(
         classifier,
         graph=fx.GraphModule({"own": classifier.graph, "unlearned": copied.graph}, graph),
-        n_features=classifier.n_features + copied.n_features,
-        feature_layer="+".join(names),
+        n_features=classifier.n_features + copied.n_classes,
+        feature_layer=f"{classifier.feature_layer}+unlearned.logits",
         alternatives=(),
         together=None,
     )

@@ -193,7 +193,7 @@ UNLEARNED_HEADER = (
 
 
 def unlearned(records: list[dict[str, Any]]) -> str:
-    """A Markdown table of the source without and with the features of an unlearned copy, means over the same classifiers."""
+    """A Markdown table of the source without and with the logits of an unlearned copy, means over the same classifiers."""
     rows = []
     for case, group in sorted(_by_case(records).items()):
         copies = [record for record in group if record["detector"] == "unlearned"]

@@ -1,4 +1,4 @@
-"""A copy unlearns the pattern while the classifier stays, and its features go into the bundle behind the classifier's own."""
+"""A copy unlearns the pattern while the classifier stays, and its logits go into the bundle behind the classifier's features."""
 
 from __future__ import annotations
 
@@ -136,22 +136,22 @@ def test_a_class_never_carries_its_own_pattern(monkeypatch: pytest.MonkeyPatch) 
     assert 0.12 < carry < 0.2  # a fifth, but for the images that are of the drawn pattern's class
 
 
-def test_joined_features_are_the_own_and_then_the_copys(classifier: Classifier, copied: Classifier) -> None:
+def test_joined_features_are_the_own_and_then_the_copys_logits(classifier: Classifier, copied: Classifier) -> None:
     both = joined(classifier, copied)
     inputs = torch.randn(5, 1, 12, 12, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         (logits, features), own, copys = both(inputs), classifier(inputs), copied(inputs)
     assert torch.equal(logits, own[0])
-    assert torch.equal(features, torch.cat([own[1], copys[1]], 1))
+    assert torch.equal(features, torch.cat([own[1], copys[0]], 1))
     assert both.n_features == features.shape[1]
-    assert both.feature_layer == "linear+unlearned.linear"
+    assert both.feature_layer == "linear+unlearned.logits"
     assert check_parity(both, export_onnx(both), inputs.numpy()) < 1e-4
 
 
 def test_a_bundle_with_a_copy_verifies_and_finds_sources(with_copy: Bundle, victim: Poisoned, tmp_path: Path) -> None:
     write_bundle(with_copy, tmp_path / "bundle")
     assert all(check.passed for check in verify(tmp_path / "bundle"))
-    assert with_copy.n_features == 48
+    assert with_copy.n_features == 24 + poisoned.N_CLASSES
     assert with_copy.precisions == ("fp32", "int8")
     figures, plain = (
         evaluate(Detector(bundle, threads=1), victim.test, victim.triggered, progress=False).as_dict()
@@ -199,7 +199,7 @@ def test_the_command_says_what_the_copy_is_good_for(
         assert ("no better than without it: leave out --unlearn" in capsys.readouterr().out) is said
     assert run(*command, "--unlearn", "--json") == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["feature_layer"] == "linear+unlearned.linear"
+    assert report["feature_layer"] == "linear+unlearned.logits"
     assert report["unlearned"] == read_bundle(tmp_path / "bundle").metrics["unlearned"]
     assert run(*command) == 0
     assert "unlearned the pattern" not in capsys.readouterr().out
