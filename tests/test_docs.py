@@ -19,8 +19,15 @@ from inflight_edge._strict import MAX_HEADER_BYTES
 from inflight_edge.cli import _parser
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
-README, ARCHITECTURE, CONTRIBUTING, CHANGELOG, SECURITY = ((ROOT / name).read_text() for name in DOCUMENTS)
+DOCUMENTS = (
+    "README.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "SECURITY.md",
+    "benchmarks/paper/README.md",
+)
+README, ARCHITECTURE, CONTRIBUTING, CHANGELOG, SECURITY, EXPERIMENTS = ((ROOT / name).read_text() for name in DOCUMENTS)
 OTHER_PROGRAMS = {
     "--plot",
     "--url",
@@ -65,7 +72,7 @@ def options_of(parser: argparse.ArgumentParser) -> set[str]:
 
 
 def all_documented_commands() -> list[str]:
-    texts = (README, ARCHITECTURE, CONTRIBUTING, SECURITY, (ROOT / "docs" / "jetson.md").read_text())
+    texts = (README, ARCHITECTURE, CONTRIBUTING, SECURITY, EXPERIMENTS, (ROOT / "docs" / "jetson.md").read_text())
     return sorted({line for text in texts for line in commands(text, "inflight-edge")})
 
 
@@ -84,7 +91,9 @@ def test_command_line_parses(line: str) -> None:
 
 def test_every_option_named_exists_and_every_option_is_named() -> None:
     known = set().union(options_of(_parser()), *(options_of(parser) for parser in parsers().values()))
-    named = {word for code in inline_code(README) for word in re.findall(r"(?<![\w-])--[a-z][a-z-]*", code)}
+    named = {
+        word for code in inline_code(README + EXPERIMENTS) for word in re.findall(r"(?<![\w-])--[a-z][a-z-]*", code)
+    }
     assert named - known <= OTHER_PROGRAMS
     assert known <= named
 
@@ -117,7 +126,7 @@ def test_benchmark_command_parses(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[argparse.Namespace] = []
     monkeypatch.setattr(program, "run", stop)
     monkeypatch.setattr(program, "run_table", stop)
-    part, table, line = commands(README, "python -m benchmarks.paper")
+    table, line, part = commands(EXPERIMENTS, "python -m benchmarks.paper")
     monkeypatch.setattr("sys.argv", shlex.split(table)[2:])
     assert program.main() == 2
     assert (seen.pop().table, "--resume" in table) == (4, True)
@@ -196,15 +205,36 @@ def test_readme_settings_are_read(tmp_path: Path) -> None:
 def test_readme_has_the_verdicts_and_the_place_for_results() -> None:
     for decision in Decision:
         assert f"| `{decision.value}` |" in README
-    assert re.search(r"<!-- results:begin -->\n.*\| MNIST.*<!-- results:end -->", README, re.DOTALL)
+    for name, text in (("results", README), ("verdicts", EXPERIMENTS)):
+        assert re.search(rf"<!-- {name}:begin -->\n.*\| MNIST.*<!-- {name}:end -->", text, re.DOTALL)
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_links_lead_to_files(name: str) -> None:
-    text = (ROOT / name).read_text()
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if not target.startswith("https://"):
-            assert (ROOT / target.partition("#")[0]).exists(), f"{name}: {target}"
+    document = ROOT / name
+    for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+        if target.startswith("https://"):
+            continue
+        path, _, heading = target.partition("#")
+        found = document.parent / path if path else document
+        assert found.exists(), f"{name}: {target}"
+        if heading:
+            assert heading in anchors(found.read_text()), f"{name}: {target}"
+
+
+def anchors(text: str) -> set[str]:
+    """What a link to a heading says."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def test_tables_are_the_records() -> None:
+    from benchmarks.paper.tables import documents
+
+    texts = documents()
+    assert len(texts) == 2
+    for path, text in texts.items():
+        assert path.read_text() == text, f"{path.name}: run `python -m benchmarks.paper.tables`"
 
 
 def source_files(*folders: str) -> set[str]:

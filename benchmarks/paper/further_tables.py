@@ -7,16 +7,11 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-__all__ = ["NAMES", "ablation", "cell", "inspections", "markdown", "robustness"]
+from benchmarks.paper.cells import NAMES, cell, markdown
+
+__all__ = ["ablation", "inspections", "robustness"]
 
 Record = dict[str, Any]
-NAMES = {
-    "mnist": "MNIST",
-    "fashion_mnist": "Fashion-MNIST",
-    "cifar10": "CIFAR-10",
-    "faces_standin": "stand-in for PubFig",
-    "pubfig": "PubFig",
-}
 N_CLASSES = 10
 
 
@@ -94,18 +89,6 @@ def robustness(records: list[Record]) -> str:
     return markdown(("data, attack", "change", "amount", "ACC", "ASR", "TPR", "FPR", "SIA"), rows)
 
 
-def cell(value: float | None) -> str:
-    """Four decimals; a dash where nothing was measured."""
-    return "-" if value is None else f"{value:.4f}"
-
-
 def _share(hits: int, total: int) -> str:
     low, high = binomtest(hits, total).proportion_ci(0.95)
     return f"{hits} of {total} [{low:.3f}, {high:.3f}]"
-
-
-def markdown(header: Any, rows: list[Any]) -> str:
-    """A Markdown table; nothing where there are no rows."""
-    if not rows:
-        return ""
-    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ("---",) * len(header), *rows))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.paper.tables import classifiers, others, patching, table, targets, unlearned
+from benchmarks.paper.tables import classifiers, others, patching, summary, targets, unlearned, verdicts
 
 
 def record(seed: int, fpr: float, sia: float | None, n_triggered: int = 10) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def record(seed: int, fpr: float, sia: float | None, n_triggered: int = 10) -> d
     return {**names, **figures, "suspects": [9], "n_clean": 10, "n_triggered": n_triggered}
 
 
-def cells(*records: dict[str, Any], of: Callable[[list[dict[str, Any]]], str] = table) -> list[str]:
+def cells(*records: dict[str, Any], of: Callable[[list[dict[str, Any]]], str] = verdicts) -> list[str]:
     return [cell.strip() for cell in of(list(records)).splitlines()[2].split("|")[1:-1]]
 
 
@@ -52,7 +52,7 @@ def test_other_defences_stand_beside_the_guard() -> None:
     assert [cell.strip() for cell in lines[2].split("|")[2:-1]] == [
         "STRIP", "0", "0.1250", "0.0625", "0.2500", "0.5000", "1.0000 / 0.0000", "-",
     ]  # fmt: skip
-    assert "STRIP" not in table([record(0, 0.0, 1.0), strip])
+    assert "STRIP" not in verdicts([record(0, 0.0, 1.0), strip])
 
 
 def test_source_accuracy_is_set_against_the_classifiers_own() -> None:
@@ -66,7 +66,7 @@ def test_clean_classifier_has_a_row_among_the_classifiers_alone() -> None:
     row = cells(clean, of=classifiers)
     assert row == ["MNIST, lenet5, no attack", "0", "none", "0.5000", "-", "-", "-"]
     assert cells({**clean, "dataset": "cifar10"}, of=classifiers)[6] == "0.9387 / - / -"
-    assert table([clean]) == ""
+    assert verdicts([clean]) == ""
 
 
 def test_classes_that_the_inspections_named() -> None:
@@ -111,7 +111,7 @@ def test_sources_with_an_unlearned_copy_stand_beside_those_without_and_the_best_
     assert unlearned([*guards, again, copy, *patched]).splitlines() == lines
     assert unlearned(guards) == ""
     assert others([*guards, copy]) == ""
-    assert len(table([*guards, copy]).splitlines()) == 3
+    assert len(verdicts([*guards, copy]).splitlines()) == 3
 
 
 def test_targets_are_met_by_the_means_alone_and_with_a_copy_of_the_same_classifier() -> None:
@@ -130,3 +130,22 @@ def test_targets_are_met_by_the_means_alone_and_with_a_copy_of_the_same_classifi
     assert [cell.strip() for cell in alone[2].split("|")[2:-1]] == ["- / -", "yes / -", "- / -", "yes / -", "- / -"]
     assert alone[3].split("|")[2].strip() == "0 of 0 / 0 of 0"
     assert targets([{**guards[0], "setting": "none"}]) == ""
+
+
+def test_summary_has_guard_copy_patching_the_other_defences_and_the_paper_in_one_row() -> None:
+    guards = [{**record(seed, fpr, sia), "acc_source": 0.8} for seed, fpr, sia in ((0, 0.0, 0.6), (1, 0.1, 0.4))]
+    copy = {**guards[0], "detector": "unlearned", "tpr": 0.25, "sia": 0.8}
+    patched = [
+        {**guards[0], "detector": "nc", "learning_rate": rate, "sia": sia} for rate, sia in ((1.0, 0.7), (0.1, 0.3))
+    ]
+    b3d = {**guards[0], "detector": "b3d", "tpr_at_fpr05": 0.125}
+    lines = summary([*guards, copy, *patched, b3d, {**record(0, 0.0, None), "setting": "none"}]).splitlines()
+    assert len(lines) == 3
+    assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == [
+        "MNIST, WB multi-class",
+        "1.0000 / 0.2500 / 1.0000",
+        "0.0500 / 0.0000 / 0.0022",
+        "0.5000 / 0.8000 / 0.7000 / 0.9764",
+        "0.6250 / 1.0000",
+        "- / 0.1250 / -",
+    ]  # fmt: skip

@@ -1,0 +1,130 @@
+"""What the tables share: records of one row, their means and spreads, cells of Markdown."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from scipy.stats import binomtest
+
+NAMES = {
+    "mnist": "MNIST",
+    "fashion_mnist": "Fashion-MNIST",
+    "cifar10": "CIFAR-10",
+    "faces_standin": "stand-in for PubFig",
+    "pubfig": "PubFig",
+}
+Groups = dict[tuple[str, ...], list[dict[str, Any]]]
+
+
+def by_case(records: Iterable[dict[str, Any]]) -> Groups:
+    groups: Groups = defaultdict(list)
+    for record in records:
+        groups[identity(record)].append(record)
+    return groups
+
+
+def by_rate(records: list[dict[str, Any]]) -> dict[float, list[dict[str, Any]]]:
+    """Records of Neural Cleanse's patching at each learning rate."""
+    by_rate: dict[float, list[dict[str, Any]]] = defaultdict(list)
+    for record in records:
+        if record.get("learning_rate") is not None:
+            by_rate[record["learning_rate"]].append(record)
+    return by_rate
+
+
+def best_patching(records: list[dict[str, Any]]) -> float | None:
+    """The highest mean SIA that Neural Cleanse's patching has at one of its learning rates; None without patching."""
+    means = (average([record["sia"] for record in found]) for found in by_rate(records).values())
+    return max((mean for mean in means if mean is not None), default=None)
+
+
+def with_a_copy(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All records of those classifiers of which an unlearned copy was measured."""
+    trained = {training(record) for record in records if record["detector"] == "unlearned"}
+    return [record for record in records if training(record) in trained]
+
+
+def figures(values: Iterable[float | None] | None) -> str:
+    """Figures of the paper; a dash where it has none."""
+    return "-" if values is None else " / ".join(cell(value) for value in values)
+
+
+def identity(record: dict[str, Any]) -> tuple[str, ...]:
+    """What the seeds of a row share."""
+    epochs = f"{record['recipe']['epochs']} epochs" if record.get("recipe") else ""
+    return record["dataset"], record["network"], epochs, record["attack"], record["setting"]
+
+
+def training(record: dict[str, Any]) -> tuple[int, float, float]:
+    """What tells a classifier from another of its row: on several threads two trainings from one seed differ."""
+    return record["seed"], record["acc"], record["asr"]
+
+
+def label(dataset: str, network: str, epochs: str, attack: str, setting: str) -> str:
+    what = {"none": "no attack", "all": f"{attack} all to all"}.get(setting, f"{attack} {setting}-class")
+    return ", ".join(part for part in (NAMES[dataset], network, epochs, what) if part)
+
+
+def named(suspects: list[int]) -> str:
+    """The classes, in ascending order, that the inspection takes for targets."""
+    if len(suspects) > 2 and suspects == list(range(len(suspects))):
+        return f"0 to {len(suspects) - 1}"
+    return ", ".join(map(str, suspects)) or "none"
+
+
+def seeds(group: list[dict[str, Any]]) -> str:
+    return ", ".join(str(seed) for seed in sorted(record["seed"] for record in group))
+
+
+def of_readable(group: list[dict[str, Any]]) -> str:
+    """Sources found, of those that the classifier reads on clean images."""
+    return spread(ratios(group))
+
+
+def ratios(group: list[dict[str, Any]]) -> list[float | None]:
+    return [_ratio(record.get("sia"), record.get("acc_source")) for record in group]
+
+
+def _ratio(one: float | None, other: float | None) -> float | None:
+    return None if one is None or not other else one / other
+
+
+def mean(group: list[dict[str, Any]], key: str) -> str:
+    return cell(average([record.get(key) for record in group]))
+
+
+def average(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def spread(values: list[float | None]) -> str:
+    """Mean, and the lowest and highest of several."""
+    known = [value for value in values if value is not None]
+    text = cell(average(values))
+    return text if len(known) < 2 else f"{text} ({min(known):.4f} to {max(known):.4f})"
+
+
+def rate_with_interval(group: list[dict[str, Any]], key: str, count: str) -> str:
+    """Mean over the seeds, their lowest and highest, and the 95 % interval of the pooled frames (Clopper and Pearson)."""
+    group = [record for record in group if record[count] is not None]
+    total = sum(record[count] for record in group)
+    hits = sum(round(record[key] * record[count]) for record in group if record[count])
+    if not total:
+        return "-"
+    low, high = binomtest(hits, total).proportion_ci(0.95)
+    return f"{spread([record[key] for record in group if record[count]])} [{low:.4f}, {high:.4f}]"
+
+
+def cell(value: float | None) -> str:
+    """Four decimals; a dash where nothing was measured."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def markdown(header: Any, rows: list[Any]) -> str:
+    """A Markdown table; nothing where there are no rows."""
+    if not rows:
+        return ""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ("---",) * len(header), *rows))
