@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
@@ -39,7 +39,10 @@ from inflight_edge.preprocess import Preprocess
 from inflight_edge.scoring.reference import log_likelihoods
 from inflight_edge.verdict import Decision, Verdict, decide
 
-__all__ = ["calibrate"]
+__all__ = ["UNLEARN", "calibrate", "copy_helps"]
+
+# Whether the logits of an unlearned copy are joined.
+UNLEARN = ("never", "if better", "always")
 
 _CONVERT = {"fp16": to_fp16, "int8": to_int8}
 # A self-test's frames have a larger margin (nats) and gap between the two largest logits than what the engines of a
@@ -55,7 +58,7 @@ def calibrate(
     *,
     targets: Sequence[int] | None = None,
     precisions: Sequence[str] = ("fp32",),
-    unlearn: bool = False,
+    unlearn: str = "never",
     seed: int = 0,
     progress: bool = True,
 ) -> Bundle:
@@ -66,8 +69,8 @@ def calibrate(
 
     data        clean labelled images.    targets  classes to guard; None takes the inspection's suspects.
     precisions  of the classifier's arithmetic, of PRECISIONS; fp32 is always there.  Each has guards of its own.
-    unlearn     join the logits of a copy that has unlearned the patterns: finds more sources, and every frame takes two
-                networks' time.
+    unlearn     of UNLEARN, whether to join the logits of a copy that has unlearned the patterns: most often it finds more
+                sources, and every frame takes two networks' time.  "if better": where held-out images say so.
     Raises OptionError without any target, DataError, GuardError or ModelError when data or model do not fit.
     """
     preprocess = inspection.preprocess
@@ -81,7 +84,9 @@ def calibrate(
             f"{classifier.n_classes} and {classifier.input_shape}; inspect this model"
         )
     data.check_labels(classifier.n_classes, every_class=True)
-    if unlearn and are_few(data.labels):  # a copy knows them by heart: measured with 5 of each class
+    if unlearn not in UNLEARN:
+        raise OptionError(f"unlearn: expected one of {', '.join(map(repr, UNLEARN))}, got {unlearn!r}")
+    if unlearn != "never" and are_few(data.labels):  # a copy knows them by heart: measured with 5 of each class
         raise DataError(
             f"unlearn: expected at least {FEW_IMAGES} images of each class; leave out --unlearn or add clean images"
         )
@@ -99,10 +104,12 @@ def calibrate(
     base = classifier
     classifier, choices, layers = _best_layers(case, classifier)
     gain = None
-    if unlearn:
+    if unlearn != "never":
         gain = _gain(case, classifier, base)
-        classifier = _with_copy(case, classifier, base)
-        choices = _choose(case, _collected(case, classifier))
+        gain["joined"] = unlearn == "always" or copy_helps(gain)
+        if gain["joined"]:
+            classifier = _with_copy(case, classifier, base)
+            choices = _choose(case, _collected(case, classifier))
     model = export_onnx(classifier)
     parity = check_parity(classifier, model, preprocess.normalise(pixels[spread(len(pixels), 64)]))
     first = _fit(case, classifier, choices, "fp32")
@@ -256,6 +263,15 @@ def _with_copy(case: _Case, classifier: Classifier, base: Classifier) -> Classif
             progress=case.progress,
         ),
     )
+
+
+def copy_helps(gain: Mapping[str, Any]) -> bool:
+    """Whether the held-out errors with an unlearned copy are lower: of the verdict, then of the source."""
+    with_it, without = (
+        preference(gain[name]["verdict_error"], gain[name]["source_error"], gain["held_out_images"])
+        for name in ("with", "without")
+    )
+    return with_it < without
 
 
 def _gain(case: _Case, classifier: Classifier, base: Classifier) -> dict[str, Any]:

@@ -31,7 +31,6 @@ from inflight_edge.calibration.model import (
 )
 from inflight_edge.calibration.report import render
 from inflight_edge.calibration.reversal.neural_cleanse import Settings
-from inflight_edge.calibration.selection import preference
 from inflight_edge.commands import load_detector
 from inflight_edge.errors import BundleError, OptionError
 from inflight_edge.preprocess import Preprocess
@@ -84,7 +83,7 @@ def calibrate(options: argparse.Namespace) -> int:
         data,
         inspection,
         precisions=options.precision,
-        unlearn=options.unlearn,
+        unlearn="if better" if options.unlearn else "never",
         seed=options.seed,
         progress=not options.quiet,
     )
@@ -127,14 +126,11 @@ def calibrate(options: argparse.Namespace) -> int:
         gain = metrics["unlearned"]
         without, joined = gain["without"], gain["with"]
         print(
-            "copy that has unlearned the pattern, every frame takes two networks' time: on "
-            f"{gain['held_out_images']} images that neither it nor a guard was fitted to, error of the source "
-            f"{joined['source_error']:.4f} (without it {without['source_error']:.4f}), of the verdict "
-            f"{joined['verdict_error']:.4f} ({without['verdict_error']:.4f})"
+            f"copy that has unlearned the pattern: on {gain['held_out_images']} images that neither it nor a guard was "
+            f"fitted to, error of the source {joined['source_error']:.4f} (without it {without['source_error']:.4f}), "
+            f"of the verdict {joined['verdict_error']:.4f} ({without['verdict_error']:.4f})"
         )
-        ranks = [preference(e["verdict_error"], e["source_error"], gain["held_out_images"]) for e in (joined, without)]
-        if ranks[0] >= ranks[1]:
-            print("that is no better than without it: leave out --unlearn")
+        print("  joined: every frame takes two networks' time" if gain["joined"] else "  no better: left out")
     for guard in guards:
         print(
             f"guard of class {guard['name']}: estimated pattern sends {guard['asr_estimated']:.1%} of its sources' images there; "

@@ -108,7 +108,7 @@ def measure(
     seed: int,
     progress: bool,
     inspection: Inspection | None = None,
-    unlearn: bool = False,
+    unlearn: str = "never",
 ) -> dict[str, Any]:
     """Inspect, calibrate, write the bundle and judge held-out frames: the library's path of every experiment.
 

@@ -111,7 +111,7 @@ def _unlearned(gain: object) -> list[tuple[str, str]]:
     return [
         (
             f"unlearned copy: error of the verdict, of the source on {images} images that neither it nor a guard was fitted to",
-            "; ".join(texts),
+            "; ".join([*texts, "joined" if gain.get("joined", True) else "left out"]),
         )
     ]
 

@@ -90,7 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.add_argument(
         "--unlearn",
         action="store_true",
-        help="join the logits of a copy that has unlearned the pattern: finds more sources, takes two networks' time",
+        help="join the logits of a copy that has unlearned the pattern, if held-out images say that this finds more sources: "
+        "every frame then takes two networks' time",
     )
     calibrate.add_argument("--force", action="store_true", help="replace an existing bundle")
 

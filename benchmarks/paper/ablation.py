@@ -146,7 +146,9 @@ def _shipped(
     case: Experiment, classifier: Classifier, inspection: Inspection, *, copy: bool
 ) -> dict[str, tuple[str, Classifier | OnnxRuntimeEngine]]:
     """The feature layers that a calibration takes, and those with a copy, with their networks."""
-    bundle = calibrate(classifier, case.defence, inspection, seed=case.seed, unlearn=copy, progress=False)
+    bundle = calibrate(
+        classifier, case.defence, inspection, seed=case.seed, unlearn="always" if copy else "never", progress=False
+    )
     layer = bundle.feature_layer.partition("+unlearned.")[0]
     chosen = next(option for option in (classifier, *classifier.alternatives) if option.feature_layer == layer)
     found: dict[str, tuple[str, Classifier | OnnxRuntimeEngine]] = {"shipped": (layer, chosen)}

@@ -8,6 +8,8 @@ from typing import Any
 
 from scipy.stats import binomtest
 
+from inflight_edge.calibration.calibrate import copy_helps
+
 NAMES = {
     "mnist": "MNIST",
     "fashion_mnist": "Fashion-MNIST",
@@ -44,6 +46,18 @@ def with_a_copy(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """All records of those classifiers of which an unlearned copy was measured."""
     trained = {training(record) for record in records if record["detector"] == "unlearned"}
     return [record for record in records if training(record) in trained]
+
+
+def with_unlearn(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What ``--unlearn`` ships of each classifier with a copy: the copy's record where it is joined, else the guard's."""
+    copies = {training(record): record for record in records if record["detector"] == "unlearned"}
+    guards = {training(record): record for record in records if record["detector"] == "guard"}
+    return [copy if is_joined(copy) else guards[trained] for trained, copy in copies.items()]
+
+
+def is_joined(copy: dict[str, Any]) -> bool:
+    """Whether ``--unlearn`` joins this copy; before it chose, it joined all."""
+    return "held_out" not in copy or copy_helps(copy["held_out"])
 
 
 def figures(values: Iterable[float | None] | None) -> str:

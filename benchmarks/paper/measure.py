@@ -129,7 +129,7 @@ def _measure(
         else:
             figures = next(record for record in known if record["detector"] == "guard")
         if inspection.suspects and "unlearned" in only and not are_few(case.defence.labels):
-            figures_of_copy = _guard(case, program, inspection, time.perf_counter(), progress, unlearn=True)
+            figures_of_copy = _guard(case, program, inspection, time.perf_counter(), progress, unlearn="always")
             new.append({"detector": "unlearned", **figures_of_copy})
         if setting.setting in ("single", "multi") and "defences" in only:
             new += other_defences(case, program, inspection, progress=progress)
@@ -145,19 +145,20 @@ def _measure(
 
 
 def _guard(
-    case: Experiment, program: Path, inspection: Inspection, started: float, progress: bool, *, unlearn: bool = False
+    case: Experiment, program: Path, inspection: Inspection, started: float, progress: bool, *, unlearn: str = "never"
 ) -> dict[str, Any]:
     """Figures of the guard; where nothing is suspected, so that nothing is judged, the accuracy alone.
 
-    ``held_out`` of an unlearned copy: the errors without it and with it, by which calibrate tells whether it helps.
+    ``held_out`` of an unlearned copy: the errors without it and with it, by which ``--unlearn`` tells whether to join it.
     """
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(
             program, case.preprocess, case.trigger, case.sources, case.defence, case.test, Path(folder),
             started=started, seed=case.seed, progress=progress, inspection=inspection, unlearn=unlearn,
         )  # fmt: skip
-        if unlearn:
-            figures["held_out"] = read_bundle(Path(folder, "bundle")).metrics["unlearned"]
+        if unlearn != "never":
+            gain = read_bundle(Path(folder, "bundle")).metrics["unlearned"]
+            figures["held_out"] = {name: gain[name] for name in ("held_out_images", "without", "with")}
     if figures["acc"] is None:
         predicted = predict(case.network, np.asarray(case.test.images), case.preprocess)
         figures["acc"] = float((predicted == case.test.labels).mean())

@@ -106,6 +106,7 @@ def test_sources_with_an_unlearned_copy_stand_beside_those_without_and_the_best_
     assert len(lines) == 3
     row = [cell.strip() for cell in lines[2].split("|")[2:-1]]
     assert row[:3] == ["0", "0.6000", "0.7500"]  # seed 1 has no copy
+    assert row.pop(7) == "-"  # no held-out errors
     assert [cell.split(" ")[0] for cell in row[3:]] == ["1.0000", "0.1000", "0.7000", "0.8750", "0.7500", "0.9764"]
     again = {**guards[0], "asr": 0.9, "sia": 0.2}  # another training from seed 0
     assert unlearned([*guards, again, copy, *patched]).splitlines() == lines
@@ -125,6 +126,11 @@ def test_targets_are_met_by_the_means_alone_and_with_a_copy_of_the_same_classifi
     ]  # fmt: skip
     assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == [
         "met", "1 of 1 / 0 of 1", "0 of 1 / 1 of 1", "0 of 1 / 1 of 1", "1 of 1 / 1 of 1", "0 of 1 / 1 of 1",
+    ]  # fmt: skip
+    worse = {"held_out_images": 9, **{k: {"verdict_error": 0.0, "source_error": 0.1} for k in ("without", "with")}}
+    left_out = targets([*guards, {**copy, "held_out": worse}, *patched]).splitlines()
+    assert [cell.strip() for cell in left_out[2].split("|")[2:-1]] == [
+        "yes / yes", "**no** / yes", "**no** / **no**", "yes / yes", "**no** / **no**",
     ]  # fmt: skip
     alone = targets([{**guards[0], "setting": "all"}]).splitlines()
     assert [cell.strip() for cell in alone[2].split("|")[2:-1]] == ["- / -", "yes / -", "- / -", "yes / -", "- / -"]
@@ -149,3 +155,18 @@ def test_summary_has_guard_copy_patching_the_other_defences_and_the_paper_in_one
         "0.6250 / 1.0000",
         "- / 0.1250 / -",
     ]  # fmt: skip
+
+
+def test_held_out_errors_say_which_copies_are_joined() -> None:
+    guards = [record(seed, 0.0, 0.5) for seed in (0, 1)]
+    copies = [{**guard, "detector": "unlearned", "sia": 0.75} for guard in guards]
+    for copy, source_error in zip(copies, (0.25, 0.5), strict=True):
+        errors = {"without": (0.0, 0.375), "with": (0.0, source_error)}
+        copy["held_out"] = {
+            "held_out_images": 200,
+            **{name: {"verdict_error": v, "source_error": s} for name, (v, s) in errors.items()},
+        }
+    row = unlearned([*guards, *copies]).splitlines()[2].split("|")
+    assert row[9].strip() == "0.3750 / 0.3750; 1 of 2"
+    shown = summary([*guards, *copies]).splitlines()[2].split("|")
+    assert shown[4].strip() == "0.5000 / 0.6250 / - / 0.9764"  # of seed 0 the copy's, of seed 1 the guard's

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from inflight_edge import DataError, Detector, Preprocess, read_bundle, write_bundle
 from inflight_edge.bundle import Bundle
 from inflight_edge.calibration import commands
-from inflight_edge.calibration.calibrate import calibrate
+from inflight_edge.calibration.calibrate import calibrate, copy_helps
 from inflight_edge.calibration.evaluate import evaluate
 from inflight_edge.calibration.export import check_parity, export_onnx
 from inflight_edge.calibration.features import extract
@@ -29,7 +29,7 @@ from inflight_edge.calibration.report import render
 from inflight_edge.calibration.reversal.estimates import PatchEstimate
 from inflight_edge.calibration.samples import View
 from inflight_edge.calibration.unlearning import joined, unlearned
-from inflight_edge.errors import ModelError
+from inflight_edge.errors import ModelError, OptionError
 from inflight_edge.guard import MAX_FEATURES
 from inflight_edge.verify import verify
 
@@ -58,7 +58,7 @@ def copied(classifier: Classifier, inspection: Inspection, victim: Poisoned) -> 
 
 @pytest.fixture(scope="module")
 def with_copy(victim: Poisoned, classifier: Classifier, inspection: Inspection) -> Bundle:
-    return calibrate(classifier, victim.defence, inspection, precisions=("int8",), unlearn=True, progress=False)
+    return calibrate(classifier, victim.defence, inspection, precisions=("int8",), unlearn="always", progress=False)
 
 
 def test_the_copy_unlearns_the_pattern_and_the_true_trigger(
@@ -179,7 +179,7 @@ def test_the_gain_is_measured_on_images_that_neither_copy_nor_guard_was_fitted_t
 def test_the_command_says_what_the_copy_is_good_for(
     with_copy: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked: list[bool] = []
+    asked: list[str] = []
     monkeypatch.setattr(commands, "make_bundle", lambda *_, **named: asked.append(named["unlearn"]) or with_copy)
     model = poisoned.write_program(tmp_path / "tiny.pt2")
     data = poisoned.write_npz(tmp_path / "clean.npz", poisoned.poisoned().defence)
@@ -189,21 +189,58 @@ def test_the_command_says_what_the_copy_is_good_for(
     assert run(*command, "--unlearn") == 0
     assert "on 56 images that neither it nor a guard was fitted to, error of the source" in capsys.readouterr().out
     gain = with_copy.metrics["unlearned"]
-    for verdict, said in ((0.0, False), (0.1, True)):  # far fewer sources are missed, but of the verdict more
-        errors = {
-            "with": {"verdict_error": verdict, "source_error": 0.1},
-            "without": {"verdict_error": 0.0, "source_error": 0.9},
-        }
-        monkeypatch.setitem(with_copy.metrics, "unlearned", {**gain, **errors})
+    for is_joined, said in ((True, "joined"), (False, "left out")):
+        monkeypatch.setitem(with_copy.metrics, "unlearned", {**gain, "joined": is_joined})
         assert run(*command, "--unlearn") == 0
-        assert ("no better than without it: leave out --unlearn" in capsys.readouterr().out) is said
+        assert {True: "  joined: every frame takes two", False: "  no better: left out"}[
+            is_joined
+        ] in capsys.readouterr().out
+        assert f"; {said}" in render(with_copy, name="digits")
     assert run(*command, "--unlearn", "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["feature_layer"] == "linear+unlearned.logits"
     assert report["unlearned"] == read_bundle(tmp_path / "bundle").metrics["unlearned"]
     assert run(*command) == 0
     assert "unlearned the pattern" not in capsys.readouterr().out
-    assert asked == [True, True, True, True, False]
+    assert asked == ["if better"] * 4 + ["never"]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "source", "helps"),
+    [
+        (0.0, 0.1, True),
+        (0.004, 0.1, True),  # less than one of 200 images
+        (0.1, 0.1, False),  # far fewer sources are missed, but of the verdict more
+        (0.0, 0.3, False),
+        (0.0, 0.2, False),  # no better, at the price of a second network
+    ],
+)
+def test_a_copy_is_joined_where_held_out_images_say_so(
+    verdict: float,
+    source: float,
+    helps: bool,
+    victim: Poisoned,
+    inspection: Inspection,
+    classifier: Classifier,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gain = {
+        "held_out_images": 200,
+        "without": {"verdict_error": 0.0, "source_error": 0.2},
+        "with": {"verdict_error": verdict, "source_error": source},
+    }
+    assert copy_helps(gain) is helps
+    monkeypatch.setattr("inflight_edge.calibration.calibrate._gain", lambda *_: dict(gain))
+    made: list[Classifier] = []
+    monkeypatch.setattr(
+        "inflight_edge.calibration.calibrate._with_copy", lambda case, network, base: made.append(network) or network
+    )
+    bundle = calibrate(classifier, victim.defence, inspection, unlearn="if better", progress=False)
+    assert bundle.metrics["unlearned"] == {**gain, "joined": helps}
+    assert len(made) == helps
+    assert bundle.feature_layer == poisoned.bundle().feature_layer
+    with pytest.raises(OptionError, match="unlearn: expected one of 'never', 'if better', 'always', got True"):
+        calibrate(classifier, victim.defence, inspection, unlearn=True, progress=False)  # type: ignore[arg-type]
 
 
 def test_a_ruined_copy_is_refused(
@@ -272,4 +309,4 @@ def test_few_images_are_refused(victim: Poisoned, inspection: Inspection, classi
     with pytest.raises(
         DataError, match="unlearn: expected at least 20 images of each class; leave out --unlearn or add"
     ):
-        calibrate(classifier, victim.defence.subset(few), inspection, unlearn=True, progress=False)
+        calibrate(classifier, victim.defence.subset(few), inspection, unlearn="if better", progress=False)
