@@ -42,7 +42,7 @@ from inflight_edge.verdict import Decision, Verdict, decide
 __all__ = ["UNLEARN", "calibrate", "copy_helps"]
 
 # Whether the logits of an unlearned copy are joined.
-UNLEARN = ("never", "if better", "always")
+UNLEARN = ("never", "auto", "always")
 
 _CONVERT = {"fp16": to_fp16, "int8": to_int8}
 # A self-test's frames have a larger margin (nats) and gap between the two largest logits than what the engines of a
@@ -70,7 +70,7 @@ def calibrate(
     data        clean labelled images.    targets  classes to guard; None takes the inspection's suspects.
     precisions  of the classifier's arithmetic, of PRECISIONS; fp32 is always there.  Each has guards of its own.
     unlearn     of UNLEARN, whether to join the logits of a copy that has unlearned the patterns: most often it finds more
-                sources, and every frame takes two networks' time.  "if better": where held-out images say so.
+                sources, and every frame takes two networks' time.  "auto": where held-out images say so.
     Raises OptionError without any target, DataError, GuardError or ModelError when data or model do not fit.
     """
     preprocess = inspection.preprocess

@@ -31,7 +31,7 @@ from inflight_edge.calibration.model import (
 )
 from inflight_edge.calibration.report import render
 from inflight_edge.calibration.reversal.neural_cleanse import Settings
-from inflight_edge.commands import load_detector
+from inflight_edge.commands import check_parent, load_detector, shows_progress
 from inflight_edge.errors import BundleError, OptionError
 from inflight_edge.preprocess import Preprocess
 
@@ -67,7 +67,7 @@ def calibrate(options: argparse.Namespace) -> int:
         raise BundleError(f"{options.out}: --force replaces bundles only, and this is none; name another folder")
     if options.out.exists() and not options.force:
         raise BundleError(f"{options.out}: exists already; name another folder with --out or replace it with --force")
-    _check_parent("--out", options.out)
+    check_parent("--out", options.out)
     saved = None if options.pattern is None else read_inspection(options.pattern)
     layer = options.feature_layer or (saved.feature_layer if saved else None)
     classifier, data = _model_and_data(options, layer, saved.class_names if saved else None)
@@ -83,9 +83,9 @@ def calibrate(options: argparse.Namespace) -> int:
         data,
         inspection,
         precisions=options.precision,
-        unlearn="if better" if options.unlearn else "never",
+        unlearn=options.unlearn,
         seed=options.seed,
-        progress=not options.quiet,
+        progress=shows_progress(options),
     )
     write_bundle(bundle, options.out, overwrite=options.force)
     guards = [
@@ -107,7 +107,7 @@ def calibrate(options: argparse.Namespace) -> int:
                     "feature_layer": bundle.feature_layer,
                     "precisions": bundle.precisions,
                     "guards": guards,
-                    **({"unlearned": bundle.metrics["unlearned"]} if options.unlearn else {}),
+                    **({"unlearned": bundle.metrics["unlearned"]} if "unlearned" in bundle.metrics else {}),
                 },
                 indent=1,
             )
@@ -122,7 +122,7 @@ def calibrate(options: argparse.Namespace) -> int:
             f"held-out error of the verdict {tried['verdict_error']:.4f}, of the source {tried['source_error']:.4f}"
         )
         print(f"  {tried['feature_layer']}: {found}")
-    if options.unlearn:
+    if "unlearned" in metrics:
         gain = metrics["unlearned"]
         without, joined = gain["without"], gain["with"]
         print(
@@ -156,7 +156,7 @@ def evaluate(options: argparse.Namespace) -> int:
         None if p is None else load_images(p, channels=channels, class_names=detector.class_names)
         for p in (options.clean, options.triggered)
     )
-    figures = measure_detector(detector, clean, triggered, progress=not options.quiet).as_dict()
+    figures = measure_detector(detector, clean, triggered, progress=shows_progress(options)).as_dict()
     if options.json:
         print(json.dumps(figures, indent=1))
     else:
@@ -166,7 +166,7 @@ def evaluate(options: argparse.Namespace) -> int:
 
 def report(options: argparse.Namespace) -> int:
     """Write a bundle's report."""
-    _check_parent("--out", options.out)
+    check_parent("--out", options.out)
     if options.out.is_dir():
         raise OptionError(f"--out: expected a file, {options.out} is a folder; name a file such as report.html")
     evaluation = None
@@ -186,9 +186,9 @@ def report(options: argparse.Namespace) -> int:
 def demo(options: argparse.Namespace) -> int:
     """Run the demo, print its figures and optionally write them as JSON."""
     if options.json is not None:
-        _check_parent("--json", options.json)
+        check_parent("--json", options.json)
     _check_folder("--out", options.out)
-    figures = run_demo(options.out, seed=options.seed, progress=not options.quiet)
+    figures = run_demo(options.out, seed=options.seed, progress=shows_progress(options))
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
     print_figures(figures)
@@ -211,7 +211,7 @@ _MEANING = {
     "auroc": "area under the ROC curve of the margin",
     "tpr_at_fpr01": "best TPR of a threshold at an FPR of 1 % of these frames",
     "tpr_at_fpr05": "the same at 5 %",
-    "tpr_alpha01": "triggered frames flagged with alpha .01",
+    "tpr_alpha01": "triggered frames flagged with alpha .01, which needs 99 clean images of the target",
     "fpr_alpha01": "clean target frames flagged with alpha .01",
     "tpr_alpha05": "triggered frames flagged with alpha .05",
     "fpr_alpha05": "clean target frames flagged with alpha .05",
@@ -225,14 +225,6 @@ _MEANING = {
     "scorer_us_p99": "guard per frame, 99th percentile, µs",
     "seconds": "time taken, s",
 }
-
-
-def _check_parent(option: str, path: Path) -> None:
-    """Refuse an output path that cannot be written, before the long work and not after it."""
-    if not os.access(path.absolute().parent, os.W_OK | os.X_OK) or not path.absolute().parent.is_dir():
-        raise OptionError(
-            f"{option}: {path.absolute().parent} is no folder that can be written to; make it or name another"
-        )
 
 
 def _check_folder(option: str, path: Path) -> None:
@@ -276,7 +268,7 @@ def _inspect(options: argparse.Namespace, classifier: Classifier, data: ImageSet
         targets=_targets(options, data.class_names, classifier.n_classes),
         feature_layer=options.feature_layer,
         seed=options.seed,
-        progress=not options.quiet,
+        progress=shows_progress(options),
     )
 
 

@@ -89,6 +89,7 @@ def _run_demo(folder: Path, seed: int, progress: bool) -> dict[str, Any]:
     sources = [c for c in range(10) if c != TARGET]
     held_out = digits.subset(test)
     save_frames(folder / "frames", held_out, trigger)
+    save_held_out(folder, held_out, trigger, sources)
     return measure(
         program, preprocess, trigger, sources, digits.subset(defence), held_out, folder,
         started=started, seed=seed, progress=progress,
@@ -169,6 +170,13 @@ def save_frames(folder: Path, test: ImageSet, trigger: Trigger) -> None:
     other, target = (images[test.labels == label][:1] for label in (4, TARGET))
     for name, frame in (("clean-4", other), (f"clean-{TARGET}", target), ("triggered-4", trigger.embed(other))):
         Image.fromarray(frame[0, :, :, 0]).save(folder / f"{name}.png")
+
+
+def save_held_out(folder: Path, test: ImageSet, trigger: Trigger, sources: list[int]) -> None:
+    """Held-out images, clean and those of the source classes with the trigger, for ``evaluate``."""
+    chosen = test.subset(np.isin(test.labels, sources))
+    np.savez(folder / "held-out.npz", images=np.asarray(test.images), labels=test.labels)
+    np.savez(folder / "triggered.npz", images=trigger.embed(np.asarray(chosen.images)), labels=chosen.labels)
 
 
 def save_picture(path: Path, image: NDArray[np.uint8], trigger: Trigger, inspection: Inspection, target: int) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from inflight_edge.calibration.finding import FOUND_BY, Finding
 from inflight_edge.calibration.reversal.estimates import AdditionEstimate, Estimate, PatchEstimate
@@ -65,7 +65,7 @@ def encode(inspection: Inspection) -> tuple[dict[str, Any], Tensors]:
 def write(path: Path, header: dict[str, Any], tensors: Tensors) -> None:
     """Write beside the path, then rename."""
     partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"inspection": json.dumps(header)})
+    partial.write_bytes(save(tensors, metadata={"inspection": json.dumps(header)}))
     partial.replace(path)
 
 

@@ -89,9 +89,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     calibrate.add_argument(
         "--unlearn",
-        action="store_true",
-        help="join the logits of a copy that has unlearned the pattern, if held-out images say that this finds more sources: "
-        "every frame then takes two networks' time",
+        choices=("never", "auto", "always"),
+        default="never",
+        help="join the logits of a copy that has unlearned the pattern, so that more sources are found and every frame takes two "
+        "networks' time; auto: if held-out images say so (default %(default)s)",
     )
     calibrate.add_argument("--force", action="store_true", help="replace an existing bundle")
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from dataclasses import asdict, fields
 from getpass import getpass
+from pathlib import Path
 from typing import Any
 
 from inflight_edge._text import table
@@ -18,7 +20,7 @@ from inflight_edge.detector import Detector
 from inflight_edge.doctor import examine
 from inflight_edge.engines import EngineOptions
 from inflight_edge.engines._tensorrt_build import BuildOptions
-from inflight_edge.errors import BundleError, DataError
+from inflight_edge.errors import BundleError, DataError, OptionError
 from inflight_edge.images import iter_images
 from inflight_edge.report import write_report
 from inflight_edge.signing import write_keys
@@ -27,6 +29,7 @@ from inflight_edge.verify import verify as verify_bundle
 
 __all__ = [
     "bench",
+    "check_parent",
     "compile_",
     "doctor",
     "export_triton",
@@ -34,6 +37,7 @@ __all__ = [
     "load_detector",
     "run",
     "score",
+    "shows_progress",
     "sign",
     "verify",
 ]
@@ -79,12 +83,25 @@ def compile_(options: argparse.Namespace) -> int:
     return 0
 
 
+def check_parent(option: str, path: Path) -> None:
+    """Refuse an output path that cannot be written, before the long work and not after it."""
+    folder = path.absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise OptionError(f"{option}: {folder} is no folder that can be written to; make it or name another")
+
+
+def shows_progress(options: argparse.Namespace) -> bool:
+    """Whether progress bars are wanted and there is a terminal to draw them on."""
+    return not options.quiet and sys.stderr.isatty()
+
+
 def score(options: argparse.Namespace) -> int:
     """Print a verdict per image; an image that cannot be judged is INVALID and makes the exit code 2."""
     detector = load_detector(options)
     channels = detector.bundle.preprocess.input_shape[0]
-    rows, invalid = [], []
+    rows, invalid, count = [], [], 0
     for name, frame in iter_images(options.images, channels):
+        count += 1
         verdict = Verdict(Decision.INVALID, reason=str(frame)) if isinstance(frame, DataError) else detector(frame)
         if verdict.decision is Decision.INVALID:
             invalid.append(verdict.reason if name in verdict.reason else f"{name}: {verdict.reason}")
@@ -96,6 +113,8 @@ def score(options: argparse.Namespace) -> int:
         print(table(rows, _HEADER))
     if invalid:
         raise DataError(f"{len(invalid)} image(s) could not be judged and are invalid; the first: {invalid[0]}")
+    if not count:
+        raise DataError(f"{', '.join(map(str, options.images))}: expected images, got none")
     return 0
 
 
@@ -148,6 +167,8 @@ def sign(options: argparse.Namespace) -> int:
 
 def bench(options: argparse.Namespace) -> int:
     """Print the latency of each stage; --json writes a file with what was measured and on what."""
+    if options.json is not None:
+        check_parent("--json", options.json)
     figures = bench_detector(load_detector(options), options.frames)
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

@@ -34,6 +34,10 @@ def margin_limit(clean_margins: ArrayLike, alpha: float) -> float:
     """
     ascending = _ascending(clean_margins)
     n_clean = len(ascending)
+    if not 0.0 < alpha < 1.0:
+        raise OptionError(
+            f"alpha: expected a rate of false alarms, 0 < alpha < 1, got {alpha}; 0.05 allows one in twenty"
+        )
     if not smallest_alpha(n_clean) <= alpha < 1.0:
         raise OptionError(
             f"alpha: expected {smallest_alpha(n_clean):.4g} <= alpha < 1, got {alpha}; no p-value of {n_clean} clean "

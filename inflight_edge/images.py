@@ -113,6 +113,8 @@ def read_npz(path: str | os.PathLike[str], names: Sequence[str]) -> list[NDArray
             arrays = [archive[name] for name in names]
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or _line(error)}") from error
+    except zipfile.BadZipFile as error:
+        raise DataError(f"{path}: expected an .npz file of numpy.savez: {_line(error)}; it may be cut short") from error
     except _DAMAGED as error:
         raise DataError(f"{path}: expected an .npz file of numpy.savez: {_line(error)}") from error
     for name, array in zip(names, arrays, strict=True):
@@ -144,7 +146,8 @@ def read_npz_images(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     (images,) = read_npz(path, ("images",))
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         got = f"{images.dtype} {images.shape}"
-        raise DataError(f"{path}: images: expected uint8 (N, H, W) or (N, H, W, channels), got {got}")
+        remedy = "convert them to 8-bit pixels 0..255" if images.dtype != np.uint8 else "stack them along a first axis"
+        raise DataError(f"{path}: images: expected uint8 (N, H, W) or (N, H, W, channels), got {got}; {remedy}")
     return images
 
 

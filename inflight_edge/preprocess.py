@@ -82,7 +82,8 @@ class Preprocess:
                 planes = (planes @ _LUMA)[:, :, None]
             else:
                 raise DataError(
-                    f"frame: expected {channels} channels, got shape {frame.shape}; the network has {channels}"
+                    f"frame: expected {channels} channels, got shape {frame.shape}; the network has {channels}, and a frame's "
+                    "last axis is that of channels"
                 )
         return np.ascontiguousarray(resize_bilinear(planes, height, width).transpose(2, 0, 1))
 

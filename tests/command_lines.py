@@ -45,6 +45,8 @@ class Files:
         self.tiny = written(root / "tiny")
         self.frames = root / "frames.npz"
         np.savez(self.frames, images=np.zeros((2, 2, 2), np.uint8))
+        self.empty = root / "empty.npz"
+        np.savez(self.empty, images=np.zeros((0, 2, 2), np.uint8))
         self.text = root / "notes.txt"
         self.text.write_text("not what you want\n")
 

@@ -87,7 +87,10 @@ def test_the_whole_path(files: Files, tmp_path: Path, capsys: pytest.CaptureFixt
     assert {line.split()[0]: line.split()[1] for line in output(capsys).splitlines()[2:]}["acc"] == "-"
 
 
-def test_inspect_as_json_and_with_progress(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_as_json_and_with_progress_on_a_terminal(
+    files: Files, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert run("inspect", files.model, "--data", files.data, "--steps", 2, *NORMALISATION, "--json") == 0
     captured = capsys.readouterr()
     report = json.loads(captured.out)
@@ -95,8 +98,9 @@ def test_inspect_as_json_and_with_progress(files: Files, capsys: pytest.CaptureF
     assert report["suspects"] == []
     assert len(report["classes"]) == 7
     assert "patches: 100%" in captured.err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
     target = ("--target", "3", "--target", "1", "--target", "3")
-    assert run("inspect", files.model, "--data", files.data, "--steps", 2, *NORMALISATION, "--quiet", *target) == 0
+    assert run("inspect", files.model, "--data", files.data, "--steps", 2, *NORMALISATION, *target) == 0
     assert "suspected target: 3, 1 " in output(capsys)
     assert run("inspect", files.model, "--data", files.data, "--steps", 2, *NORMALISATION, "--quiet") == 0
     assert "no backdoor found" in output(capsys)

@@ -141,6 +141,11 @@ WRONG: dict[str, tuple[str, str]] = {
     "score a folder": ("score . {frames}", "expected the file bundle.json, got none; copy the whole bundle again"),
     "score no image": ("score {tiny} nope.png", "nope.png: expected an image, a folder or an .npz, got no such file"),
     "score no images": ("score {tiny} .", "expected images (.bmp .gif"),
+    "score an empty archive": ("score {tiny} {empty}", "empty.npz: expected images, got none"),
+    "bench to nowhere": (
+        "bench {tiny} --frames 1 --json nope/figures.json",
+        "nope is no folder that can be written to",
+    ),
     "score a text": ("score {tiny} {text}", "1 image(s) could not be judged and are invalid; the first:"),
     "no threads": ("score {tiny} {frames} --threads 0", "threads: expected an integer of at least 1 or None, got 0"),
     "nothing to evaluate": ("evaluate {tiny}", "nothing to measure on; name frames with --clean, --triggered or both"),

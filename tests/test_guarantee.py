@@ -53,9 +53,15 @@ def test_false_alarms_of_exchangeable_frames_keep_the_promise(n_clean: int, alph
     assert abs(alarms / n_trials - exact) < 4 * math.sqrt(exact * (1 - exact) / n_trials)
 
 
-@pytest.mark.parametrize("alpha", [0.0, -1.0, 0.009, 1.0, math.nan])
+@pytest.mark.parametrize("alpha", [1e-9, 0.009])
 def test_alpha_that_cannot_be_kept_is_refused_with_the_reason(alpha: float) -> None:
     with pytest.raises(OptionError, match=r"alpha: expected 0\.0099\d* <= alpha < 1, got .* of 100 clean margins"):
+        margin_limit(np.arange(100.0), alpha)
+
+
+@pytest.mark.parametrize("alpha", [0.0, -1.0, 1.0, 2.0, math.nan])
+def test_alpha_that_is_no_rate_is_refused(alpha: float) -> None:
+    with pytest.raises(OptionError, match=r"alpha: expected a rate of false alarms, 0 < alpha < 1, got"):
         margin_limit(np.arange(100.0), alpha)
 
 

@@ -27,6 +27,15 @@ def by_case(records: Iterable[dict[str, Any]]) -> Groups:
     return groups
 
 
+def by_name(records: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Records of each detector; without those of patching, which detects nothing."""
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for record in records:
+        if record.get("learning_rate") is None:
+            found[record["detector"]].append(record)
+    return found
+
+
 def by_rate(records: list[dict[str, Any]]) -> dict[float, list[dict[str, Any]]]:
     """Records of Neural Cleanse's patching at each learning rate."""
     by_rate: dict[float, list[dict[str, Any]]] = defaultdict(list)
@@ -48,16 +57,18 @@ def with_a_copy(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [record for record in records if training(record) in trained]
 
 
-def with_unlearn(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What ``--unlearn`` ships of each classifier with a copy: the copy's record where it is joined, else the guard's."""
+def chosen(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What ``--unlearn auto`` ships of each classifier whose copy has held-out errors: the copy's record or the guard's."""
     copies = {training(record): record for record in records if record["detector"] == "unlearned"}
     guards = {training(record): record for record in records if record["detector"] == "guard"}
-    return [copy if is_joined(copy) else guards[trained] for trained, copy in copies.items()]
+    known = {trained: copy for trained, copy in copies.items() if "held_out" in copy}
+    return [copy if copy_helps(copy["held_out"]) else guards[trained] for trained, copy in known.items()]
 
 
-def is_joined(copy: dict[str, Any]) -> bool:
-    """Whether ``--unlearn`` joins this copy; before it chose, it joined all."""
-    return "held_out" not in copy or copy_helps(copy["held_out"])
+def joined(copies: list[dict[str, Any]]) -> str:
+    """How many copies ``--unlearn auto`` joins, of those with held-out errors."""
+    known = [copy["held_out"] for copy in copies if "held_out" in copy]
+    return f"{sum(map(copy_helps, known))} of {len(known)}" if known else "-"
 
 
 def figures(values: Iterable[float | None] | None) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,12 @@ from benchmarks.paper.cells import (
     average,
     best_patching,
     by_case,
+    by_name,
     by_rate,
     cell,
     figures,
     identity,
-    is_joined,
+    joined,
     label,
     markdown,
     mean,
@@ -29,19 +29,19 @@ from benchmarks.paper.cells import (
     ratios,
     seeds,
     spread,
-    with_a_copy,
-    with_unlearn,
 )
 from benchmarks.paper.further_tables import ablation, inspections, robustness
+from benchmarks.paper.targets import targets, unlearned
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 SUMMARY_HEADER = (
     "data, attack",
-    "TPR: guard / with `--unlearn` / paper",
-    "FPR: guard / with `--unlearn` / paper",
-    "SIA: guard / with `--unlearn` / NC's patching / paper",
-    "SIA / ACC of the source classes: guard / with `--unlearn`",
+    "TPR: guard / with a copy / paper",
+    "FPR: guard / with a copy / paper",
+    "SIA: guard / with a copy / NC's patching / paper",
+    "SIA / ACC of the source classes: guard / with a copy",
+    "copies that `--unlearn auto` joins",
     "TPR of NC's filter / B3D / STRIP at an FPR of 5 %",
 )
 CLASSIFIERS_HEADER = (
@@ -66,16 +66,13 @@ HEADER = (
 
 
 def summary(records: list[dict[str, Any]]) -> str:
-    """A Markdown table with a row for each attack: guard, what --unlearn ships, other defences and the paper."""
+    """A Markdown table with a row for each attack: guard, guard with a copy, other defences and the paper."""
     rows = []
     for case, found in sorted(by_case(records).items()):
         if case[4] == "none":
             continue
-        by_detector: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for record in found:
-            if record.get("learning_rate") is None:
-                by_detector[record["detector"]].append(record)
-        guards = [by_detector["guard"], with_unlearn(found)]
+        by_detector = by_name(found)
+        guards = [by_detector["guard"], by_detector["unlearned"]]
         tpr, fpr, sia = (
             [*(mean(group, key) for group in guards), cell(paper)]
             for key, paper in zip(
@@ -86,8 +83,10 @@ def summary(records: list[dict[str, Any]]) -> str:
         )
         sia.insert(2, cell(best_patching(found)))
         ratio = (cell(average(ratios(group))) for group in guards)
+        cells = map(" / ".join, (tpr, fpr, sia, ratio))
+        kept = joined(by_detector["unlearned"])
         their_tpr = (mean(by_detector[name], "tpr_at_fpr05") for name in ("nc", "b3d", "strip"))
-        rows.append((label(case[0], "", "", *case[3:]), *map(" / ".join, (tpr, fpr, sia, ratio, their_tpr))))
+        rows.append((label(case[0], "", "", *case[3:]), *cells, kept, " / ".join(their_tpr)))
     return markdown(SUMMARY_HEADER, rows)
 
 
@@ -177,110 +176,6 @@ def others(records: list[dict[str, Any]]) -> str:
             )
         )
     return markdown(OTHERS_HEADER, rows)
-
-
-UNLEARNED_HEADER = (
-    "data, network, attack",
-    "seeds",
-    "guard: SIA",
-    "SIA / ACC of the source classes",
-    "with an unlearned copy: TPR",
-    "FPR",
-    "SIA",
-    "SIA / ACC of the source classes",
-    "held-out error of the source: without / with; joined",
-    "NC's patching at its best rate tried: SIA",
-    "paper's SIA",
-)
-
-
-def unlearned(records: list[dict[str, Any]]) -> str:
-    """A Markdown table of the source without and with the logits of an unlearned copy, means over the same classifiers."""
-    rows = []
-    for case, group in sorted(by_case(records).items()):
-        copies = [record for record in group if record["detector"] == "unlearned"]
-        if not copies:
-            continue
-        same = with_a_copy(group)
-        guards = [record for record in same if record["detector"] == "guard"]
-        paper = published.VERDICTS.get((case[0], case[3], case[4]))
-        rows.append(
-            (
-                label(*case),
-                seeds(copies),
-                mean(guards, "sia"),
-                of_readable(guards),
-                rate_with_interval(copies, "tpr", "n_triggered"),
-                rate_with_interval(copies, "fpr", "n_clean"),
-                rate_with_interval(copies, "sia", "n_triggered"),
-                of_readable(copies),
-                _held_out(copies),
-                cell(best_patching(same)),
-                "-" if paper is None else f"{paper[2]:.4f}",
-            )
-        )
-    return markdown(UNLEARNED_HEADER, rows)
-
-
-def _held_out(copies: list[dict[str, Any]]) -> str:
-    """The errors by which --unlearn decides, means over the seeds, and how many copies it joins."""
-    known = [copy["held_out"] for copy in copies if "held_out" in copy]
-    if not known:
-        return "-"
-    errors = (cell(average([held_out[name]["source_error"] for held_out in known])) for name in ("without", "with"))
-    return f"{' / '.join(errors)}; {sum(map(is_joined, copies))} of {len(copies)}"
-
-
-TARGETS_HEADER = (
-    "data, network, attack",
-    "TPR at least the paper's",
-    "FPR at most .005",
-    "SIA at least the paper's",
-    "SIA at least .95 of the source classes' ACC",
-    "SIA at least that of NC's patching here",
-)
-
-
-def targets(records: list[dict[str, Any]]) -> str:
-    """A Markdown table of what the guards meet, alone / with --unlearn, by the means over the seeds."""
-    words = {True: "yes", False: "**no**", None: "-"}
-    alone, copied, rows = [], [], []
-    for case, found in sorted(by_case(records).items()):
-        if case[4] == "none":
-            continue
-        alone.append(_met(case, [record for record in found if record["detector"] == "guard"], found))
-        copied.append(_met(case, with_unlearn(found), with_a_copy(found)))
-        rows.append((label(*case), *_beside((words[met] for met in alone[-1]), (words[met] for met in copied[-1]))))
-    if rows:
-        rows.append(("met", *_beside(_counts(alone), _counts(copied))))
-    return markdown(TARGETS_HEADER, rows)
-
-
-def _met(case: tuple[str, ...], group: list[dict[str, Any]], records: list[dict[str, Any]]) -> list[bool | None]:
-    """In the order of TARGETS_HEADER; None where something is not measured or the paper has no figure.
-
-    group    the guards' records, compared in the four decimals of the paper's figures.     records  all of their classifiers.
-    """
-    tpr, fpr, sia = (average([record[key] for record in group]) for key in ("tpr", "fpr", "sia"))
-    paper_tpr, _, paper_sia = published.VERDICTS.get((case[0], case[3], case[4]), (None, None, None))
-    pairs = (
-        (tpr, paper_tpr),
-        (0.005, fpr),
-        (sia, paper_sia),
-        (average(ratios(group)), 0.95),
-        (sia, best_patching(records)),
-    )
-    return [None if a is None or b is None else round(a, 4) >= round(b, 4) for a, b in pairs]
-
-
-def _beside(alone: Iterable[str], copied: Iterable[str]) -> list[str]:
-    return [" / ".join(both) for both in zip(alone, copied, strict=True)]
-
-
-def _counts(rows: list[list[bool | None]]) -> list[str]:
-    """Of each column, how many are met of those that are known."""
-    columns = ([met for met in column if met is not None] for column in zip(*rows, strict=True))
-    return [f"{sum(known)} of {len(known)}" for known in columns]
 
 
 def patching(records: list[dict[str, Any]]) -> str:

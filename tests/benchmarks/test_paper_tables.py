@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.paper.tables import classifiers, others, patching, summary, targets, unlearned, verdicts
+from benchmarks.paper.cells import chosen
+from benchmarks.paper.tables import classifiers, others, patching, summary, verdicts
+from benchmarks.paper.targets import targets, unlearned
 
 
 def record(seed: int, fpr: float, sia: float | None, n_triggered: int = 10) -> dict[str, Any]:
@@ -122,19 +124,19 @@ def test_targets_are_met_by_the_means_alone_and_with_a_copy_of_the_same_classifi
     patched = [{**record(seed, 0.0, 0.98), **read, "detector": "nc", "learning_rate": 0.1} for seed in (0, 1)]
     lines = targets([*guards, copy, *patched]).splitlines()
     assert [cell.strip() for cell in lines[2].split("|")[2:-1]] == [
-        "yes / **no**", "**no** / yes", "**no** / yes", "yes / yes", "**no** / yes",
+        "yes / - / **no**", "**no** / - / yes", "**no** / - / yes", "yes / - / yes", "**no** / - / yes",
     ]  # fmt: skip
     assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == [
-        "met", "1 of 1 / 0 of 1", "0 of 1 / 1 of 1", "0 of 1 / 1 of 1", "1 of 1 / 1 of 1", "0 of 1 / 1 of 1",
+        "met", *(f"{alone} of 1 / 0 of 0 / {copied} of 1" for alone, copied in ((1, 0), (0, 1), (0, 1), (1, 1), (0, 1))),
     ]  # fmt: skip
     worse = {"held_out_images": 9, **{k: {"verdict_error": 0.0, "source_error": 0.1} for k in ("without", "with")}}
     left_out = targets([*guards, {**copy, "held_out": worse}, *patched]).splitlines()
     assert [cell.strip() for cell in left_out[2].split("|")[2:-1]] == [
-        "yes / yes", "**no** / yes", "**no** / **no**", "yes / yes", "**no** / **no**",
+        "yes / yes / **no**", "**no** / yes / yes", "**no** / **no** / yes", "yes / yes / yes", "**no** / **no** / yes",
     ]  # fmt: skip
     alone = targets([{**guards[0], "setting": "all"}]).splitlines()
-    assert [cell.strip() for cell in alone[2].split("|")[2:-1]] == ["- / -", "yes / -", "- / -", "yes / -", "- / -"]
-    assert alone[3].split("|")[2].strip() == "0 of 0 / 0 of 0"
+    assert [cell.strip() for cell in alone[2].split("|")[2:-1]] == ["- / - / -", "yes / - / -"] * 2 + ["- / - / -"]
+    assert alone[3].split("|")[2].strip() == "0 of 0 / 0 of 0 / 0 of 0"
     assert targets([{**guards[0], "setting": "none"}]) == ""
 
 
@@ -153,6 +155,7 @@ def test_summary_has_guard_copy_patching_the_other_defences_and_the_paper_in_one
         "0.0500 / 0.0000 / 0.0022",
         "0.5000 / 0.8000 / 0.7000 / 0.9764",
         "0.6250 / 1.0000",
+        "-",
         "- / 0.1250 / -",
     ]  # fmt: skip
 
@@ -169,4 +172,5 @@ def test_held_out_errors_say_which_copies_are_joined() -> None:
     row = unlearned([*guards, *copies]).splitlines()[2].split("|")
     assert row[9].strip() == "0.3750 / 0.3750; 1 of 2"
     shown = summary([*guards, *copies]).splitlines()[2].split("|")
-    assert shown[4].strip() == "0.5000 / 0.6250 / - / 0.9764"  # of seed 0 the copy's, of seed 1 the guard's
+    assert [shown[i].strip() for i in (4, 6)] == ["0.5000 / 0.7500 / - / 0.9764", "1 of 2"]
+    assert [r["sia"] for r in chosen([*guards, *copies])] == [0.75, 0.5]  # of seed 0 the copy's, of seed 1 the guard's

@@ -14,7 +14,7 @@ from PIL import Image
 from poisoned import PREPROCESS, SIZE, TARGET, Poisoned
 
 from inflight_edge.calibration import demo
-from inflight_edge.calibration.datasets import ImageSet, load_digits
+from inflight_edge.calibration.datasets import ImageSet, load_digits, load_images
 from inflight_edge.calibration.inspection import Inspection
 from inflight_edge.calibration.model import load_classifier
 from inflight_edge.calibration.networks import make_network
@@ -72,6 +72,16 @@ def test_frames_to_judge(victim: Poisoned, tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.squeeze(frames["clean-4"]), images[0, :, :, 0])
     np.testing.assert_array_equal(np.squeeze(frames["clean-9"]), images[1, :, :, 0])
     np.testing.assert_array_equal(np.squeeze(frames["triggered-4"]), victim.trigger.embed(images[:1])[0, :, :, 0])
+
+
+def test_held_out_frames_to_evaluate_on(victim: Poisoned, tmp_path: Path) -> None:
+    demo.save_held_out(tmp_path, victim.test, victim.trigger, [0, 1])
+    clean, triggered = (load_images(tmp_path / name) for name in ("held-out.npz", "triggered.npz"))
+    np.testing.assert_array_equal(clean.images, victim.test.images)
+    np.testing.assert_array_equal(clean.labels, victim.test.labels)
+    of_sources = np.isin(victim.test.labels, [0, 1])
+    np.testing.assert_array_equal(triggered.labels, victim.test.labels[of_sources])
+    np.testing.assert_array_equal(triggered.images, victim.trigger.embed(np.asarray(victim.test.images)[of_sources]))
 
 
 def test_measuring_writes_everything_and_names_every_figure(

@@ -192,6 +192,8 @@ def same(one: Inspection, two: Inspection) -> None:
 
 def test_a_saved_inspection_comes_back(inspection: Inspection, tmp_path: Path) -> None:
     path = inspection.save(tmp_path / "new" / "folder")
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode  # whoever may read this, may read that
     assert path == tmp_path / "new" / "folder" / "patterns.safetensors"
     same(read_inspection(path), inspection)
     named = replace(

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import poisoned
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from inflight_edge import DataError, Detector, Preprocess, read_bundle, write_bundle
 from inflight_edge.bundle import Bundle
 from inflight_edge.calibration import commands
-from inflight_edge.calibration.calibrate import calibrate, copy_helps
+from inflight_edge.calibration.calibrate import UNLEARN, calibrate, copy_helps
 from inflight_edge.calibration.evaluate import evaluate
 from inflight_edge.calibration.export import check_parity, export_onnx
 from inflight_edge.calibration.features import extract
@@ -29,6 +30,7 @@ from inflight_edge.calibration.report import render
 from inflight_edge.calibration.reversal.estimates import PatchEstimate
 from inflight_edge.calibration.samples import View
 from inflight_edge.calibration.unlearning import joined, unlearned
+from inflight_edge.cli import main
 from inflight_edge.errors import ModelError, OptionError
 from inflight_edge.guard import MAX_FEATURES
 from inflight_edge.verify import verify
@@ -166,12 +168,12 @@ def test_a_bundle_with_a_copy_verifies_and_finds_sources(with_copy: Bundle, vict
 def test_the_gain_is_measured_on_images_that_neither_copy_nor_guard_was_fitted_to(
     with_copy: Bundle, victim: Poisoned
 ) -> None:
-    gain = with_copy.metrics["unlearned"]
-    assert gain["held_out_images"] == len(victim.defence) // 5
-    for errors in (gain["without"], gain["with"]):
+    found = with_copy.metrics["unlearned"]
+    assert found["held_out_images"] == len(victim.defence) // 5
+    for errors in (found["without"], found["with"]):
         assert 0 <= errors["verdict_error"] < 0.1
         assert 0 <= errors["source_error"] < 0.5
-    assert gain["without"] != gain["with"]
+    assert found["without"] != found["with"]
     assert "unlearned" not in poisoned.bundle().metrics
     assert "of the source on 56 images that neither it nor a guard was fitted to" in render(with_copy, name="digits")
 
@@ -180,29 +182,44 @@ def test_the_command_says_what_the_copy_is_good_for(
     with_copy: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(commands, "make_bundle", lambda *_, **named: asked.append(named["unlearn"]) or with_copy)
+
+    def make_bundle(*_: Any, unlearn: str, **__: Any) -> Bundle:
+        asked.append(unlearn)
+        return poisoned.bundle() if unlearn == "never" else with_copy
+
+    monkeypatch.setattr(commands, "make_bundle", make_bundle)
     model = poisoned.write_program(tmp_path / "tiny.pt2")
     data = poisoned.write_npz(tmp_path / "clean.npz", poisoned.poisoned().defence)
     poisoned.inspected().save(tmp_path / "inspection")
     command = ("calibrate", model, "--data", data, "--pattern", tmp_path / "inspection" / "patterns.safetensors")
     command += ("--quiet", "--out", tmp_path / "bundle", "--force")
-    assert run(*command, "--unlearn") == 0
+    assert run(*command, "--unlearn", "auto") == 0
     assert "on 56 images that neither it nor a guard was fitted to, error of the source" in capsys.readouterr().out
-    gain = with_copy.metrics["unlearned"]
-    for is_joined, said in ((True, "joined"), (False, "left out")):
-        monkeypatch.setitem(with_copy.metrics, "unlearned", {**gain, "joined": is_joined})
-        assert run(*command, "--unlearn") == 0
-        assert {True: "  joined: every frame takes two", False: "  no better: left out"}[
-            is_joined
-        ] in capsys.readouterr().out
-        assert f"; {said}" in render(with_copy, name="digits")
-    assert run(*command, "--unlearn", "--json") == 0
+    found = with_copy.metrics["unlearned"]
+    for is_joined, printed, reported in (
+        (True, "  joined: every frame takes two", "; joined"),
+        (False, "  no better: left out", "; left out"),
+    ):
+        monkeypatch.setitem(with_copy.metrics, "unlearned", {**found, "joined": is_joined})
+        assert run(*command, "--unlearn", "auto") == 0
+        assert printed in capsys.readouterr().out
+        assert reported in render(with_copy, name="digits")
+    assert run(*command, "--unlearn", "auto", "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["feature_layer"] == "linear+unlearned.logits"
     assert report["unlearned"] == read_bundle(tmp_path / "bundle").metrics["unlearned"]
     assert run(*command) == 0
     assert "unlearned the pattern" not in capsys.readouterr().out
-    assert asked == ["if better"] * 4 + ["never"]
+    assert asked == ["auto"] * 4 + ["never"]
+
+
+def gain(verdict: float, source: float) -> dict[str, Any]:
+    errors = {"verdict_error": 0.0, "source_error": 0.2}
+    return {
+        "held_out_images": 200,
+        "without": errors,
+        "with": {"verdict_error": verdict, "source_error": source},
+    }
 
 
 @pytest.mark.parametrize(
@@ -215,32 +232,35 @@ def test_the_command_says_what_the_copy_is_good_for(
         (0.0, 0.2, False),  # no better, at the price of a second network
     ],
 )
-def test_a_copy_is_joined_where_held_out_images_say_so(
-    verdict: float,
-    source: float,
-    helps: bool,
-    victim: Poisoned,
-    inspection: Inspection,
-    classifier: Classifier,
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_copy_helps_where_fewer_held_out_sources_are_missed(verdict: float, source: float, helps: bool) -> None:
+    assert copy_helps(gain(verdict, source)) is helps
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_a_copy_is_joined_where_it_helps(
+    helps: bool, victim: Poisoned, inspection: Inspection, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gain = {
-        "held_out_images": 200,
-        "without": {"verdict_error": 0.0, "source_error": 0.2},
-        "with": {"verdict_error": verdict, "source_error": source},
-    }
-    assert copy_helps(gain) is helps
-    monkeypatch.setattr("inflight_edge.calibration.calibrate._gain", lambda *_: dict(gain))
+    measured = gain(0.0, 0.1 if helps else 0.3)
+    monkeypatch.setattr("inflight_edge.calibration.calibrate._gain", lambda *_: dict(measured))
     made: list[Classifier] = []
     monkeypatch.setattr(
         "inflight_edge.calibration.calibrate._with_copy", lambda case, network, base: made.append(network) or network
     )
-    bundle = calibrate(classifier, victim.defence, inspection, unlearn="if better", progress=False)
-    assert bundle.metrics["unlearned"] == {**gain, "joined": helps}
+    bundle = calibrate(classifier, victim.defence, inspection, unlearn="auto", progress=False)
+    assert bundle.metrics["unlearned"] == {**measured, "joined": helps}
     assert len(made) == helps
     assert bundle.feature_layer == poisoned.bundle().feature_layer
-    with pytest.raises(OptionError, match="unlearn: expected one of 'never', 'if better', 'always', got True"):
-        calibrate(classifier, victim.defence, inspection, unlearn=True, progress=False)  # type: ignore[arg-type]
+
+
+def test_the_command_offers_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["calibrate", "--help"])
+    assert "--unlearn {" + ",".join(UNLEARN) + "}" in capsys.readouterr().out
+
+
+def test_an_unknown_choice_is_refused(victim: Poisoned, inspection: Inspection, classifier: Classifier) -> None:
+    with pytest.raises(OptionError, match="unlearn: expected one of 'never', 'auto', 'always', got True"):
+        calibrate(classifier, victim.defence, inspection, unlearn=True, progress=False)
 
 
 def test_a_ruined_copy_is_refused(
@@ -309,4 +329,4 @@ def test_few_images_are_refused(victim: Poisoned, inspection: Inspection, classi
     with pytest.raises(
         DataError, match="unlearn: expected at least 20 images of each class; leave out --unlearn or add"
     ):
-        calibrate(classifier, victim.defence.subset(few), inspection, unlearn="if better", progress=False)
+        calibrate(classifier, victim.defence.subset(few), inspection, unlearn="auto", progress=False)
