@@ -21,6 +21,7 @@ from benchmarks.paper.cells import (
     rate_with_interval,
     ratios,
     seeds,
+    spread,
     with_a_copy,
 )
 
@@ -35,6 +36,7 @@ UNLEARNED_HEADER = (
     "FPR",
     "SIA",
     "SIA / ACC of the source classes",
+    "FPR at an alpha of .05",
     "held-out error of the source: without / with; joined by `auto`",
     "NC's patching at its best rate tried: SIA",
     "paper's SIA",
@@ -61,6 +63,7 @@ def unlearned(records: list[dict[str, Any]]) -> str:
                 rate_with_interval(copies, "fpr", "n_clean"),
                 rate_with_interval(copies, "sia", "n_triggered"),
                 of_readable(copies),
+                spread([record.get("fpr_alpha05") for record in copies]),
                 _held_out(copies),
                 cell(best_patching(same)),
                 "-" if paper is None else f"{paper[2]:.4f}",

@@ -32,7 +32,7 @@ def test_one_seed_has_an_interval_and_no_spread() -> None:
     row = cells(record(0, 0.0, 1.0))
     assert row[:2] == ["MNIST, lenet5, WB multi-class", "0"]
     assert row[2:5] == ["1.0000 [0.6915, 1.0000]", "0.0000 [0.0000, 0.3085]", "1.0000 [0.6915, 1.0000]"]
-    assert row[5:] == ["-", "1.0000 / 0.0022 / 0.9764", "-"]
+    assert row[5:] == ["-", "-", "1.0000 / 0.0022 / 0.9764", "-"]
     assert cells(record(0, 0.0, 1.0), of=classifiers)[1:] == ["0", "9", "0.5000", "1.0000", "-", "-"]
 
 
@@ -80,7 +80,11 @@ def test_the_papers_figures_of_cifar10_stand_beside() -> None:
     guard = {**record(0, 0.0, 1.0), "dataset": "cifar10", "asr_estimated": 0.75}
     assert cells(guard, of=classifiers)[5:] == ["0.7500", "0.9340 / 0.9497 / 0.9354"]
     patched = {**guard, "detector": "nc", "learning_rate": 0.1, "sia": 0.25}
-    assert cells(guard, patched)[6:] == ["0.9992 / 0.0000 / 0.8945", "0.2500 / 0.8086"]
+    assert cells({**guard, "fpr_alpha05": 0.0625}, patched)[6:] == [
+        "0.0625",
+        "0.9992 / 0.0000 / 0.8945",
+        "0.2500 / 0.8086",
+    ]
     assert cells(guard, {**guard, "detector": "strip"}, of=others)[-1] == "0.0011 / 0.0633"
 
 
@@ -108,7 +112,7 @@ def test_sources_with_an_unlearned_copy_stand_beside_those_without_and_the_best_
     assert len(lines) == 3
     row = [cell.strip() for cell in lines[2].split("|")[2:-1]]
     assert row[:3] == ["0", "0.6000", "0.7500"]  # seed 1 has no copy
-    assert row.pop(7) == "-"  # no held-out errors
+    assert (row.pop(7), row.pop(7)) == ("-", "-")  # no alpha, no held-out errors
     assert [cell.split(" ")[0] for cell in row[3:]] == ["1.0000", "0.1000", "0.7000", "0.8750", "0.7500", "0.9764"]
     again = {**guards[0], "asr": 0.9, "sia": 0.2}  # another training from seed 0
     assert unlearned([*guards, again, copy, *patched]).splitlines() == lines
@@ -170,7 +174,7 @@ def test_held_out_errors_say_which_copies_are_joined() -> None:
             **{name: {"verdict_error": v, "source_error": s} for name, (v, s) in errors.items()},
         }
     row = unlearned([*guards, *copies]).splitlines()[2].split("|")
-    assert row[9].strip() == "0.3750 / 0.3750; 1 of 2"
+    assert row[10].strip() == "0.3750 / 0.3750; 1 of 2"
     shown = summary([*guards, *copies]).splitlines()[2].split("|")
     assert [shown[i].strip() for i in (4, 6)] == ["0.5000 / 0.7500 / - / 0.9764", "1 of 2"]
     assert [r["sia"] for r in chosen([*guards, *copies])] == [0.75, 0.5]  # of seed 0 the copy's, of seed 1 the guard's
