@@ -125,6 +125,12 @@ def average(values: list[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
+def with_alpha(group: list[dict[str, Any]]) -> str:
+    """TPR and FPR at an alpha of .05: means over the seeds, the lowest and highest FPR."""
+    fpr = spread([record.get("fpr_alpha05") for record in group])
+    return "-" if fpr == "-" else f"{mean(group, 'tpr_alpha05')} / {fpr}"
+
+
 def spread(values: list[float | None]) -> str:
     """Mean, and the lowest and highest of several."""
     known = [value for value in values if value is not None]

@@ -29,6 +29,7 @@ from benchmarks.paper.cells import (
     ratios,
     seeds,
     spread,
+    with_alpha,
 )
 from benchmarks.paper.further_tables import ablation, inspections, robustness
 from benchmarks.paper.targets import targets, unlearned
@@ -60,7 +61,7 @@ HEADER = (
     "FPR",
     "SIA",
     "SIA / ACC of the source classes",
-    "FPR at an alpha of .05",
+    "TPR / FPR at an alpha of .05",
     "paper's TPR / FPR / SIA",
     "SIA of NC's patching at its best rate tried: here / in the paper",
 )
@@ -126,7 +127,7 @@ def verdicts(records: list[dict[str, Any]]) -> str:
                 rate_with_interval(group, "fpr", "n_clean"),
                 rate_with_interval(group, "sia", "n_triggered"),
                 of_readable(group),
-                spread([record.get("fpr_alpha05") for record in group]),
+                with_alpha(group),
                 figures(paper),
                 best if theirs is None else f"{best} / {theirs:.4f}",
             )

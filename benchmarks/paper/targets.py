@@ -21,8 +21,8 @@ from benchmarks.paper.cells import (
     rate_with_interval,
     ratios,
     seeds,
-    spread,
     with_a_copy,
+    with_alpha,
 )
 
 __all__ = ["targets", "unlearned"]
@@ -36,7 +36,7 @@ UNLEARNED_HEADER = (
     "FPR",
     "SIA",
     "SIA / ACC of the source classes",
-    "FPR at an alpha of .05",
+    "TPR / FPR at an alpha of .05",
     "held-out error of the source: without / with; joined by `auto`",
     "NC's patching at its best rate tried: SIA",
     "paper's SIA",
@@ -63,7 +63,7 @@ def unlearned(records: list[dict[str, Any]]) -> str:
                 rate_with_interval(copies, "fpr", "n_clean"),
                 rate_with_interval(copies, "sia", "n_triggered"),
                 of_readable(copies),
-                spread([record.get("fpr_alpha05") for record in copies]),
+                with_alpha(copies),
                 _held_out(copies),
                 cell(best_patching(same)),
                 "-" if paper is None else f"{paper[2]:.4f}",

@@ -80,8 +80,8 @@ def test_the_papers_figures_of_cifar10_stand_beside() -> None:
     guard = {**record(0, 0.0, 1.0), "dataset": "cifar10", "asr_estimated": 0.75}
     assert cells(guard, of=classifiers)[5:] == ["0.7500", "0.9340 / 0.9497 / 0.9354"]
     patched = {**guard, "detector": "nc", "learning_rate": 0.1, "sia": 0.25}
-    assert cells({**guard, "fpr_alpha05": 0.0625}, patched)[6:] == [
-        "0.0625",
+    assert cells({**guard, "tpr_alpha05": 0.5, "fpr_alpha05": 0.0625}, patched)[6:] == [
+        "0.5000 / 0.0625",
         "0.9992 / 0.0000 / 0.8945",
         "0.2500 / 0.8086",
     ]
