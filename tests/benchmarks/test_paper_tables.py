@@ -160,7 +160,7 @@ def test_summary_has_guard_copy_patching_the_other_defences_and_the_paper_in_one
         "0.5000 / 0.8000 / 0.7000 / 0.9764",
         "0.6250 / 1.0000",
         "-",
-        "- / 0.1250 / -",
+        "- / - / 0.1250 / -",
     ]  # fmt: skip
 
 
