@@ -43,7 +43,7 @@ SUMMARY_HEADER = (
     "SIA: guard / with a copy / NC's patching / paper",
     "SIA / ACC of the source classes: guard / with a copy",
     "copies that `--unlearn auto` joins",
-    "TPR at an FPR of 5 %: NC's filter, in two readings / B3D / STRIP",
+    "TPR at an FPR of 5 %: NC's filter / its second reading / B3D / STRIP",
 )
 CLASSIFIERS_HEADER = (
     "data, network, attack",
