@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -34,9 +35,9 @@ def margin_limit(clean_margins: ArrayLike, alpha: float) -> float:
     """
     ascending = _ascending(clean_margins)
     n_clean = len(ascending)
-    if not 0.0 < alpha < 1.0:
+    if not isinstance(alpha, Real) or not 0.0 < alpha < 1.0:
         raise OptionError(
-            f"alpha: expected a rate of false alarms, 0 < alpha < 1, got {alpha}; 0.05 allows one in twenty"
+            f"alpha: expected a rate of false alarms, 0 < alpha < 1, got {alpha!r}; 0.05 allows one in twenty"
         )
     if not smallest_alpha(n_clean) <= alpha < 1.0:
         raise OptionError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,8 +60,8 @@ def test_alpha_that_cannot_be_kept_is_refused_with_the_reason(alpha: float) -> N
         margin_limit(np.arange(100.0), alpha)
 
 
-@pytest.mark.parametrize("alpha", [0.0, -1.0, 1.0, 2.0, math.nan])
-def test_alpha_that_is_no_rate_is_refused(alpha: float) -> None:
+@pytest.mark.parametrize("alpha", [0.0, -1.0, 1.0, 2.0, math.nan, "0.05", None])
+def test_alpha_that_is_no_rate_is_refused(alpha: Any) -> None:
     with pytest.raises(OptionError, match=r"alpha: expected a rate of false alarms, 0 < alpha < 1, got"):
         margin_limit(np.arange(100.0), alpha)
 
