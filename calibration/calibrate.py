@@ -105,8 +105,7 @@ def calibrate(
     classifier, choices, layers = _best_layers(case, classifier)
     gain = None
     if unlearn != "never":
-        gain = _gain(case, classifier, base)
-        gain["joined"] = unlearn == "always" or copy_helps(gain)
+        gain = _judged(case, classifier, base, unlearn)
         if gain["joined"]:
             classifier = _with_copy(case, classifier, base)
             choices = _choose(case, _collected(case, classifier))
@@ -272,6 +271,17 @@ def copy_helps(gain: Mapping[str, Any]) -> bool:
         for name in ("with", "without")
     )
     return with_it < without
+
+
+def _judged(case: _Case, classifier: Classifier, base: Classifier, unlearn: str) -> dict[str, Any]:
+    """What a copy buys, and whether it is joined; with "auto" one that cannot be made is left out, with the reason."""
+    try:
+        gain = _gain(case, classifier, base)
+    except ModelError as error:
+        if unlearn == "always":
+            raise
+        return {"joined": False, "reason": str(error)}
+    return {**gain, "joined": unlearn == "always" or copy_helps(gain)}
 
 
 def _gain(case: _Case, classifier: Classifier, base: Classifier) -> dict[str, Any]:

@@ -123,14 +123,7 @@ def calibrate(options: argparse.Namespace) -> int:
         )
         print(f"  {tried['feature_layer']}: {found}")
     if "unlearned" in metrics:
-        gain = metrics["unlearned"]
-        without, joined = gain["without"], gain["with"]
-        print(
-            f"copy that has unlearned the pattern: on {gain['held_out_images']} images that neither it nor a guard was "
-            f"fitted to, error of the source {joined['source_error']:.4f} (without it {without['source_error']:.4f}), "
-            f"of the verdict {joined['verdict_error']:.4f} ({without['verdict_error']:.4f})"
-        )
-        print("  joined: every frame takes two networks' time" if gain["joined"] else "  no better: left out")
+        _print_copy(metrics["unlearned"])
     for guard in guards:
         print(
             f"guard of class {guard['name']}: estimated pattern sends {guard['asr_estimated']:.1%} of its sources' images there; "
@@ -144,6 +137,20 @@ def calibrate(options: argparse.Namespace) -> int:
         print(f"{precision}: {report['top1_agreement']:.2%} of the predictions are those of fp32; guards of its own")
     print(f"bundle: {options.out}   next: inflight-edge verify {options.out}")
     return 0
+
+
+def _print_copy(gain: Mapping[str, Any]) -> None:
+    """What an unlearned copy is good for, and whether it was joined."""
+    if "reason" in gain:
+        print(f"copy that has unlearned the pattern: left out, {gain['reason']}")
+        return
+    without, joined = gain["without"], gain["with"]
+    print(
+        f"copy that has unlearned the pattern: on {gain['held_out_images']} images that neither it nor a guard was "
+        f"fitted to, error of the source {joined['source_error']:.4f} (without it {without['source_error']:.4f}), "
+        f"of the verdict {joined['verdict_error']:.4f} ({without['verdict_error']:.4f})"
+    )
+    print("  joined: every frame takes two networks' time" if gain["joined"] else "  no better: left out")
 
 
 def evaluate(options: argparse.Namespace) -> int:
@@ -211,7 +218,7 @@ _MEANING = {
     "auroc": "area under the ROC curve of the margin",
     "tpr_at_fpr01": "best TPR of a threshold at an FPR of 1 % of these frames",
     "tpr_at_fpr05": "the same at 5 %",
-    "tpr_alpha01": "triggered frames flagged with alpha .01, which needs 99 clean images of the target",
+    "tpr_alpha01": "triggered frames flagged with alpha .01, which needs 99 clean images of the target that are read right",
     "fpr_alpha01": "clean target frames flagged with alpha .01",
     "tpr_alpha05": "triggered frames flagged with alpha .05",
     "fpr_alpha05": "clean target frames flagged with alpha .05",

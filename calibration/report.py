@@ -102,6 +102,8 @@ def _unlearned(gain: object) -> list[tuple[str, str]]:
     """What the copy that has unlearned the patterns is good for, where there is one."""
     if not isinstance(gain, dict):
         return []
+    if "reason" in gain:
+        return [("unlearned copy", f"left out, {gain['reason']}")]
     texts = [
         f"{name} it {_number(errors.get('verdict_error'))}, {_number(errors.get('source_error'))}"
         for name in ("without", "with")

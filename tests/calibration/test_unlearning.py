@@ -252,6 +252,26 @@ def test_a_copy_is_joined_where_it_helps(
     assert bundle.feature_layer == poisoned.bundle().feature_layer
 
 
+def test_a_copy_that_cannot_be_made_is_left_out_with_the_reason_unless_it_is_asked_for(
+    victim: Poisoned,
+    inspection: Inspection,
+    classifier: Classifier,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def ruined(*_: Any) -> dict[str, Any]:
+        raise ModelError("model: unlearning costs too much")
+
+    monkeypatch.setattr("inflight_edge.calibration.calibrate._gain", ruined)
+    bundle = calibrate(classifier, victim.defence, inspection, unlearn="auto", progress=False)
+    assert bundle.metrics["unlearned"] == {"joined": False, "reason": "model: unlearning costs too much"}
+    assert "left out, model: unlearning costs too much" in render(bundle, name="digits")
+    commands._print_copy(bundle.metrics["unlearned"])
+    assert "left out, model: unlearning costs too much" in capsys.readouterr().out
+    with pytest.raises(ModelError, match="unlearning costs too much"):
+        calibrate(classifier, victim.defence, inspection, unlearn="always", progress=False)
+
+
 def test_the_command_offers_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["calibrate", "--help"])
