@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks.paper import published
 from benchmarks.paper.cells import (
-    Groups,
     average,
     best_patching,
     by_case,
@@ -18,18 +16,15 @@ from benchmarks.paper.cells import (
     by_rate,
     cell,
     figures,
-    identity,
     joined,
     label,
     markdown,
     mean,
     named,
-    of_readable,
-    rate_with_interval,
     ratios,
     seeds,
     spread,
-    with_alpha,
+    verdict_cells,
 )
 from benchmarks.paper.further_tables import ablation, inspections, robustness
 from benchmarks.paper.targets import targets, unlearned
@@ -123,11 +118,7 @@ def verdicts(records: list[dict[str, Any]]) -> str:
             (
                 label(*case),
                 seeds(group),
-                rate_with_interval(group, "tpr", "n_triggered"),
-                rate_with_interval(group, "fpr", "n_clean"),
-                rate_with_interval(group, "sia", "n_triggered"),
-                of_readable(group),
-                with_alpha(group),
+                *verdict_cells(group),
                 figures(paper),
                 best if theirs is None else f"{best} / {theirs:.4f}",
             )
@@ -156,28 +147,23 @@ OTHERS_HEADER = (
 
 def others(records: list[dict[str, Any]]) -> str:
     """A Markdown table of the other defences beside the guard, means over the seeds."""
-    groups: Groups = defaultdict(list)
-    for record in records:
-        if record.get("learning_rate") is None:
-            groups[(*identity(record), record["detector"])].append(record)
     rows = []
-    for (*case, detector), group in sorted(groups.items()):
-        if detector not in OTHERS:
-            continue
-        guard = groups[(*case, "guard")]
-        paper = (
-            published.OTHERS.get((case[3], case[4], detector.removesuffix("-target"))) if case[0] == "cifar10" else None
-        )
-        rows.append(
-            (
-                label(*case),
-                OTHERS[detector],
-                seeds(group),
-                *(mean(group, key) for key in ("tpr", "fpr", "tpr_at_fpr05", "auroc")),
-                f"{mean(guard, 'tpr')} / {mean(guard, 'fpr')}",
-                figures(paper),
+    for case, found in sorted(by_case(records).items()):
+        by_detector = by_name(found)
+        guard = by_detector["guard"]
+        for detector in sorted(OTHERS.keys() & by_detector.keys()):
+            group = by_detector[detector]
+            paper = published.OTHERS.get((case[3], case[4], detector.removesuffix("-target")))
+            rows.append(
+                (
+                    label(*case),
+                    OTHERS[detector],
+                    seeds(group),
+                    *(mean(group, key) for key in ("tpr", "fpr", "tpr_at_fpr05", "auroc")),
+                    f"{mean(guard, 'tpr')} / {mean(guard, 'fpr')}",
+                    figures(paper if case[0] == "cifar10" else None),
+                )
             )
-        )
     return markdown(OTHERS_HEADER, rows)
 
 

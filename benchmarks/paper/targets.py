@@ -13,16 +13,16 @@ from benchmarks.paper.cells import (
     by_name,
     cell,
     chosen,
+    held_out,
     joined,
     label,
     markdown,
     mean,
     of_readable,
-    rate_with_interval,
     ratios,
     seeds,
+    verdict_cells,
     with_a_copy,
-    with_alpha,
 )
 
 __all__ = ["targets", "unlearned"]
@@ -47,11 +47,11 @@ def unlearned(records: list[dict[str, Any]]) -> str:
     """A Markdown table of the source without and with the logits of an unlearned copy, means over the same classifiers."""
     rows = []
     for case, group in sorted(by_case(records).items()):
-        copies = [record for record in group if record["detector"] == "unlearned"]
+        copies = by_name(group)["unlearned"]
         if not copies:
             continue
         same = with_a_copy(group)
-        guards = [record for record in same if record["detector"] == "guard"]
+        guards = by_name(same)["guard"]
         paper = published.VERDICTS.get((case[0], case[3], case[4]))
         rows.append(
             (
@@ -59,11 +59,7 @@ def unlearned(records: list[dict[str, Any]]) -> str:
                 seeds(copies),
                 mean(guards, "sia"),
                 of_readable(guards),
-                rate_with_interval(copies, "tpr", "n_triggered"),
-                rate_with_interval(copies, "fpr", "n_clean"),
-                rate_with_interval(copies, "sia", "n_triggered"),
-                of_readable(copies),
-                with_alpha(copies),
+                *verdict_cells(copies),
                 _held_out(copies),
                 cell(best_patching(same)),
                 "-" if paper is None else f"{paper[2]:.4f}",
@@ -74,8 +70,8 @@ def unlearned(records: list[dict[str, Any]]) -> str:
 
 def _held_out(copies: list[dict[str, Any]]) -> str:
     """The errors by which ``--unlearn auto`` decides, means over the seeds, and how many copies it joins."""
-    known = [copy["held_out"] for copy in copies if "held_out" in copy]
-    errors = (cell(average([held_out[name]["source_error"] for held_out in known])) for name in ("without", "with"))
+    known = held_out(copies)
+    errors = (cell(average([gain[name]["source_error"] for gain in known])) for name in ("without", "with"))
     return f"{' / '.join(errors)}; {joined(copies)}" if known else "-"
 
 
