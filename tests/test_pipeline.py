@@ -167,7 +167,7 @@ def test_file_beside_a_camera_waits_for_a_stuck_sink_and_the_camera_does_not() -
     stuck = threading.Event()
     slow, fast = ListSink(name="slow", before=lambda o: stuck.wait(20)), ListSink(name="fast")
     camera = ListSource(following(fast, [CLEAN_EAST] * 100, "cam"), live=True, name="cam")
-    file = ListSource(FRAMES * 20, name="file")
+    file = ListSource(following(fast, FRAMES * 20, "file"), name="file")  # a burst of it would fill fast's queue
     pipeline = Pipeline(stub_detector(), [camera, file], [slow, fast], sink_queue=10)
     pipeline.start()
     until(lambda: len(fast.indices("cam")) == 100)
