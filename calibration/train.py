@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ def train(
     """Train in place and return the network in evaluation mode.
 
     images      (N, H, W, channels) uint8, already poisoned.   labels  (N,) int64.
-    checkpoint  file rewritten after every epoch; an existing one of the same recipe is resumed.
+    checkpoint  file rewritten after every epoch; an existing one of the same recipe, seed and images is resumed.
     The order of images, augmentation and updates depend on the seed and the epoch alone.
     """
     data = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
@@ -79,7 +80,8 @@ def train(
     )
     steps_per_epoch = -(-len(data) // recipe.batch)
     schedule = _schedule(optimiser, recipe, steps_per_epoch)
-    identity = {"recipe": asdict(recipe), "seed": seed, "n_images": len(data)}
+    digest = hashlib.sha256(data.numpy().tobytes() + targets.numpy().tobytes()).hexdigest()
+    identity = {"recipe": asdict(recipe), "seed": seed, "n_images": len(data), "images": digest}
     first = _resume(checkpoint, identity, network, optimiser, schedule)
     network.train()
     total = (recipe.epochs - first) * steps_per_epoch
@@ -181,9 +183,11 @@ def _resume(
     if path is None or not path.exists():
         return 0
     state = torch.load(path, weights_only=True)
-    # A recipe of before an option existed has its default.
-    if {**state["identity"], "recipe": asdict(Recipe(**state["identity"]["recipe"]))} != identity:
-        raise DataError(f"{path}: checkpoint of another run ({state['identity']}), wanted {identity}; move it away")
+    # A recipe of before an option existed has its default; older checkpoints do not tell their images.
+    of_the_file = {"images": identity["images"], **state["identity"]}
+    of_the_file["recipe"] = asdict(Recipe(**of_the_file["recipe"]))
+    if of_the_file != identity:
+        raise DataError(f"{path}: checkpoint of another run ({of_the_file}), wanted {identity}; move it away")
     network.load_state_dict(state["network"])
     optimiser.load_state_dict(state["optimiser"])
     schedule.load_state_dict(state["schedule"])

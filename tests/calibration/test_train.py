@@ -112,22 +112,23 @@ def test_a_finished_run_is_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert not loaded.training
 
 
-@pytest.mark.parametrize("change", ["recipe", "seed", "images"])
+@pytest.mark.parametrize("change", ["recipe", "seed", "fewer images", "a pixel", "a label"])
 def test_the_checkpoint_of_another_run_is_refused(tmp_path: Path, change: str) -> None:
     checkpoint = tmp_path / "run.ckpt"
     run(replace(RECIPE, epochs=2, low_epochs=0), checkpoint=checkpoint)
-    recipe, seed, n_images = replace(RECIPE, epochs=2, low_epochs=0), 0, 60
+    recipe, seed, images, labels = replace(RECIPE, epochs=2, low_epochs=0), 0, IMAGES.copy(), LABELS.copy()
     if change == "recipe":
         recipe = replace(recipe, max_rate=0.06)
     elif change == "seed":
         seed = 1
+    elif change == "fewer images":
+        images, labels = images[:59], labels[:59]
+    elif change == "a pixel":
+        images[3, 0, 0] ^= 1
     else:
-        n_images = 59
+        labels[3] ^= 1
     with pytest.raises(DataError, match=rf"^{checkpoint}: checkpoint of another run \(.*\), wanted .*; move it away"):
-        train(
-            Small(), IMAGES[:n_images], LABELS[:n_images], PREPROCESS, recipe,
-            seed=seed, checkpoint=checkpoint, progress=False,
-        )  # fmt: skip
+        train(Small(), images, labels, PREPROCESS, recipe, seed=seed, checkpoint=checkpoint, progress=False)
 
 
 def test_prediction_is_the_largest_logit() -> None:
@@ -196,6 +197,6 @@ def test_a_checkpoint_of_before_an_option_existed_is_resumed(tmp_path: Path) -> 
     path = tmp_path / "network.ckpt"
     done = run(checkpoint=path)
     state = torch.load(path, weights_only=True)
-    del state["identity"]["recipe"]["halve_every"]
+    del state["identity"]["recipe"]["halve_every"], state["identity"]["images"]
     torch.save(state, path)
     assert_same_weights(done, run(checkpoint=path))
