@@ -39,7 +39,7 @@ from inflight_edge.preprocess import Preprocess
 from inflight_edge.scoring.reference import log_likelihoods
 from inflight_edge.verdict import Decision, Verdict, decide
 
-__all__ = ["UNLEARN", "calibrate", "copy_helps"]
+__all__ = ["UNLEARN", "calibrate", "check_unlearn", "copy_helps"]
 
 # Whether the logits of an unlearned copy are joined.
 UNLEARN = ("never", "auto", "always")
@@ -65,7 +65,7 @@ def calibrate(
     """Fit a guard for every suspected target and assemble the bundle.
 
     Where the classifier offers alternative feature layers, those with the lowest held-out errors are taken, first of the
-    verdict, down to one image's share, then of the source, means over the targets; its own where no others are better.
+    verdict, down to 1 / images, then of the source, means over the targets; its own where no others are better.
 
     data        clean labelled images.    targets  classes to guard; None takes the inspection's suspects.
     precisions  of the classifier's arithmetic, of PRECISIONS; fp32 is always there.  Each has guards of its own.
@@ -84,12 +84,7 @@ def calibrate(
             f"{classifier.n_classes} and {classifier.input_shape}; inspect this model"
         )
     data.check_labels(classifier.n_classes, every_class=True)
-    if unlearn not in UNLEARN:
-        raise OptionError(f"unlearn: expected one of {', '.join(map(repr, UNLEARN))}, got {unlearn!r}")
-    if unlearn != "never" and are_few(data.labels):  # a copy knows them by heart: measured with 5 of each class
-        raise DataError(
-            f"unlearn: expected at least {FEW_IMAGES} images of each class; leave out --unlearn or add clean images"
-        )
+    check_unlearn(unlearn, data.labels)
     pixels = data.pixels(preprocess)
     accuracy = check_accuracy(classifier, pixels, data, preprocess)
     views = recognised(classifier, pixels, data.labels, preprocess)
@@ -105,10 +100,7 @@ def calibrate(
     classifier, choices, layers = _best_layers(case, classifier)
     gain = None
     if unlearn != "never":
-        gain = _judged(case, classifier, base, unlearn)
-        if gain["joined"]:
-            classifier = _with_copy(case, classifier, base)
-            choices = _choose(case, _collected(case, classifier))
+        classifier, choices, gain = _with_copy_perhaps(case, classifier, choices, base, unlearn)
     model = export_onnx(classifier)
     parity = check_parity(classifier, model, preprocess.normalise(pixels[spread(len(pixels), 64)]))
     first = _fit(case, classifier, choices, "fp32")
@@ -144,6 +136,16 @@ def calibrate(
         versions=_versions(),
         variants=variants,
     )
+
+
+def check_unlearn(unlearn: str, labels: NDArray[np.int64]) -> None:
+    """Refuse what is none of UNLEARN, OptionError, and a copy from few images (N,) of these labels, DataError."""
+    if unlearn not in UNLEARN:
+        raise OptionError(f"unlearn: expected one of {', '.join(map(repr, UNLEARN))}, got {unlearn!r}")
+    if unlearn != "never" and are_few(labels):  # a copy knows them by heart: measured with 5 of each class
+        raise DataError(
+            f"unlearn: expected at least {FEW_IMAGES} images of each class; leave out --unlearn or add clean images"
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -273,15 +275,23 @@ def copy_helps(gain: Mapping[str, Any]) -> bool:
     return with_it < without
 
 
-def _judged(case: _Case, classifier: Classifier, base: Classifier, unlearn: str) -> dict[str, Any]:
-    """What a copy buys, and whether it is joined; with "auto" one that cannot be made is left out, with the reason."""
+def _with_copy_perhaps(
+    case: _Case, classifier: Classifier, choices: list[_Chosen], base: Classifier, unlearn: str
+) -> tuple[Classifier, list[_Chosen], dict[str, Any]]:
+    """With an unlearned copy joined where that is wanted, and what it buys.
+
+    With "auto" a copy that is no better, or that cannot be made, is left out, the latter with the reason.
+    """
     try:
         gain = _gain(case, classifier, base)
-    except ModelError as error:
+        if unlearn == "auto" and not copy_helps(gain):
+            return classifier, choices, {**gain, "joined": False}
+        network = _with_copy(case, classifier, base)
+        return network, _choose(case, _collected(case, network)), {**gain, "joined": True}
+    except (DataError, GuardError, ModelError) as error:
         if unlearn == "always":
             raise
-        return {"joined": False, "reason": str(error)}
-    return {**gain, "joined": unlearn == "always" or copy_helps(gain)}
+        return classifier, choices, {"joined": False, "reason": str(error)}
 
 
 def _gain(case: _Case, classifier: Classifier, base: Classifier) -> dict[str, Any]:

@@ -12,12 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from inflight_edge._arguments import class_index
+from inflight_edge._arguments import check_file, check_parent, class_index
+from inflight_edge._files import check_replaceable
+from inflight_edge._layout import OPTIONAL, REQUIRED
 from inflight_edge._text import table
 from inflight_edge.bundle import read_bundle, write_bundle
 from inflight_edge.calibration.calibrate import calibrate as make_bundle
+from inflight_edge.calibration.calibrate import check_unlearn
 from inflight_edge.calibration.datasets import ImageSet, load_images
 from inflight_edge.calibration.demo import run_demo
+from inflight_edge.calibration.evaluate import MEANING
 from inflight_edge.calibration.evaluate import evaluate as measure_detector
 from inflight_edge.calibration.finding import MAX_CLASSES, TRANSFER, not_searched
 from inflight_edge.calibration.inspection import Inspection, read_inspection
@@ -30,8 +34,9 @@ from inflight_edge.calibration.model import (
     load_program,
 )
 from inflight_edge.calibration.report import render
+from inflight_edge.calibration.reversal.estimates import PatchEstimate
 from inflight_edge.calibration.reversal.neural_cleanse import Settings
-from inflight_edge.commands import check_parent, load_detector, shows_progress
+from inflight_edge.commands import load_detector, shows_progress
 from inflight_edge.errors import BundleError, OptionError
 from inflight_edge.preprocess import Preprocess
 
@@ -49,12 +54,13 @@ def inspect(options: argparse.Namespace) -> int:
             "suspects": list(inspection.suspects),
             "accuracy": inspection.accuracy,
             "patterns": str(path),
-            "not_searched": not_searched(options.method, classifier.n_classes),
+            "not_searched": not_searched(_method(options), classifier.n_classes),
+            "patch_reached_a_class": _reached(inspection),
             "classes": inspection.rows(),
         }
         print(json.dumps(report, indent=1))
         return 0
-    _print_inspection(inspection, options.method)
+    _print_inspection(inspection, _method(options))
     print(f"patterns and pictures: {options.out}")
     if inspection.suspects:
         print(f"next: inflight-edge calibrate {options.model} --data {options.data} --pattern {path}")
@@ -67,17 +73,26 @@ def calibrate(options: argparse.Namespace) -> int:
         raise BundleError(f"{options.out}: --force replaces bundles only, and this is none; name another folder")
     if options.out.exists() and not options.force:
         raise BundleError(f"{options.out}: exists already; name another folder with --out or replace it with --force")
+    if options.out.exists():
+        check_replaceable(options.out, REQUIRED | OPTIONAL)
     check_parent("--out", options.out)
+    for option in ("method", "steps") if options.pattern is not None else ():
+        if getattr(options, option) is not None:
+            raise OptionError(
+                f"--{option}: of a search, but the patterns are those of --pattern; leave one of them out"
+            )
     saved = None if options.pattern is None else read_inspection(options.pattern)
     layer = options.feature_layer or (saved.feature_layer if saved else None)
     classifier, data = _model_and_data(options, layer, saved.class_names if saved else None)
+    check_unlearn(options.unlearn, data.labels)
     if saved is None:
         inspection = _inspect(options, classifier, data)
         if not options.json:
-            _print_inspection(inspection, options.method)
+            _print_inspection(inspection, _method(options))
     else:
         _refuse_other_constants(options, saved)
-        inspection = _with_targets(saved, _targets(options, saved.class_names, len(saved.estimates)))
+        inspection = replace(saved, class_names=saved.class_names or data.class_names)
+        inspection = _with_targets(inspection, _targets(options, inspection.class_names, len(saved.estimates)))
     bundle = make_bundle(
         classifier,
         data,
@@ -150,7 +165,12 @@ def _print_copy(gain: Mapping[str, Any]) -> None:
         f"fitted to, error of the source {joined['source_error']:.4f} (without it {without['source_error']:.4f}), "
         f"of the verdict {joined['verdict_error']:.4f} ({without['verdict_error']:.4f})"
     )
-    print("  joined: every frame takes two networks' time" if gain["joined"] else "  no better: left out")
+    print(
+        "  joined: every frame takes two networks' time; the errors of the guards below are held out of their densities alone, "
+        "not of the copy"
+        if gain["joined"]
+        else "  no better: left out"
+    )
 
 
 def evaluate(options: argparse.Namespace) -> int:
@@ -173,9 +193,7 @@ def evaluate(options: argparse.Namespace) -> int:
 
 def report(options: argparse.Namespace) -> int:
     """Write a bundle's report."""
-    check_parent("--out", options.out)
-    if options.out.is_dir():
-        raise OptionError(f"--out: expected a file, {options.out} is a folder; name a file such as report.html")
+    check_file("--out", options.out, bundle=options.bundle)
     evaluation = None
     if options.evaluation is not None:
         try:
@@ -184,7 +202,9 @@ def report(options: argparse.Namespace) -> int:
             raise OptionError(f"--evaluation: {options.evaluation}: expected JSON, got other text ({error})") from error
         if not isinstance(evaluation, dict):
             raise OptionError(f"--evaluation: {options.evaluation}: expected an object of figures; use evaluate --json")
-    text = render(read_bundle(options.bundle), name=options.bundle.resolve().name, evaluation=evaluation)
+    text = render(
+        read_bundle(options.bundle, key=options.key), name=options.bundle.resolve().name, evaluation=evaluation
+    )
     options.out.write_text(text, encoding="utf-8")
     print(json.dumps({"report": str(options.out)}) if options.json else f"report: {options.out}")
     return 0
@@ -193,7 +213,7 @@ def report(options: argparse.Namespace) -> int:
 def demo(options: argparse.Namespace) -> int:
     """Run the demo, print its figures and optionally write them as JSON."""
     if options.json is not None:
-        check_parent("--json", options.json)
+        check_file("--json", options.json)
     _check_folder("--out", options.out)
     figures = run_demo(options.out, seed=options.seed, progress=shows_progress(options))
     if options.json is not None:
@@ -203,35 +223,6 @@ def demo(options: argparse.Namespace) -> int:
         f"picture of the true and the estimated pattern: {options.out / 'patterns.png'}   bundle: {options.out / 'bundle'}"
     )
     return 0
-
-
-_MEANING = {
-    "target_class": "target class that the inspection found",
-    "acc": "clean accuracy",
-    "asr": "attack success rate: triggered frames predicted as the target",
-    "asr_estimated": "the same with the estimated pattern",
-    "tpr": "triggered frames flagged (true positive rate)",
-    "fpr": "clean target frames flagged (false positive rate)",
-    "fpr_all": "all clean frames flagged",
-    "sia": "triggered frames whose source class is found",
-    "sia_flagged": "the same among the flagged ones",
-    "auroc": "area under the ROC curve of the margin",
-    "tpr_at_fpr01": "best TPR of a threshold at an FPR of 1 % of these frames",
-    "tpr_at_fpr05": "the same at 5 %",
-    "tpr_alpha01": "triggered frames flagged with alpha .01, which needs 99 clean images of the target that are read right",
-    "fpr_alpha01": "clean target frames flagged with alpha .01",
-    "tpr_alpha05": "triggered frames flagged with alpha .05",
-    "fpr_alpha05": "clean target frames flagged with alpha .05",
-    "acc_source": "clean accuracy on the source classes",
-    "n_clean": "clean target frames judged",
-    "n_triggered": "triggered frames judged",
-    "n_invalid": "frames that could not be judged",
-    "engine_ms_p50": "classifier per frame, median, ms",
-    "engine_ms_p99": "classifier per frame, 99th percentile, ms",
-    "scorer_us_p50": "guard per frame, median, µs",
-    "scorer_us_p99": "guard per frame, 99th percentile, µs",
-    "seconds": "time taken, s",
-}
 
 
 def _check_folder(option: str, path: Path) -> None:
@@ -248,7 +239,7 @@ def print_figures(figures: Mapping[str, Any]) -> None:
     rows = []
     for key, value in figures.items():
         text = "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
-        rows.append((key, text, _MEANING.get(key, "")))
+        rows.append((key, text, MEANING.get(key, "")))
     print(table(rows, ("figure", "value", "meaning")))
 
 
@@ -270,13 +261,23 @@ def _inspect(options: argparse.Namespace, classifier: Classifier, data: ImageSet
         classifier,
         data,
         preprocess,
-        settings=Settings(steps=options.steps),
-        method=options.method,
+        settings=Settings() if options.steps is None else Settings(steps=options.steps),
+        method=_method(options),
         targets=_targets(options, data.class_names, classifier.n_classes),
         feature_layer=options.feature_layer,
         seed=options.seed,
         progress=shows_progress(options),
     )
+
+
+def _method(options: argparse.Namespace) -> str:
+    return options.method or "auto"
+
+
+def _reached(inspection: Inspection) -> bool:
+    """Whether a patch sent the images of any class to another: else the searches were too short to say a thing."""
+    patches = [e for e in inspection.estimates if isinstance(e, PatchEstimate)]
+    return not patches or any(patch.norm < patch.mask.size for patch in patches)
 
 
 def _with_targets(inspection: Inspection, targets: tuple[int, ...] | None) -> Inspection:
@@ -332,6 +333,8 @@ def _print_inspection(inspection: Inspection, method: str) -> None:
     accuracy = f"(clean accuracy {inspection.accuracy:.4f})"
     if inspection.suspects:
         print(f"suspected target: {', '.join(inspection.name(c) for c in inspection.suspects)}   {accuracy}")
+    elif not _reached(inspection):
+        print(f"no patch reached any class: whether there is a backdoor cannot be said; raise --steps {accuracy}")
     else:
         first = inspection.rows()[0]
         print(f"no class stands out: no backdoor found {accuracy}")

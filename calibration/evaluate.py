@@ -17,7 +17,36 @@ from inflight_edge.errors import DataError, OptionError
 from inflight_edge.guarantee import margin_limit
 from inflight_edge.verdict import Decision, Verdict
 
-__all__ = ["Evaluation", "evaluate", "frame_latency", "judge", "ranking"]
+__all__ = ["MEANING", "Evaluation", "evaluate", "frame_latency", "judge", "ranking"]
+
+# Of the figures of evaluate and demo, for people.
+MEANING = {
+    "target_class": "target class that the inspection found",
+    "acc": "clean accuracy",
+    "asr": "attack success rate: triggered frames predicted as the target",
+    "asr_estimated": "the same with the estimated pattern",
+    "tpr": "triggered frames flagged (true positive rate)",
+    "fpr": "clean target frames flagged (false positive rate)",
+    "fpr_all": "all clean frames flagged",
+    "sia": "triggered frames whose source class is found",
+    "sia_flagged": "the same among the flagged ones",
+    "auroc": "area under the ROC curve of the margin",
+    "tpr_at_fpr01": "best TPR of a threshold at an FPR of 1 % of these frames",
+    "tpr_at_fpr05": "the same at 5 %",
+    "tpr_alpha01": "triggered frames flagged with alpha .01, which needs 99 clean images of the target that are read right",
+    "fpr_alpha01": "clean target frames flagged with alpha .01",
+    "tpr_alpha05": "triggered frames flagged with alpha .05",
+    "fpr_alpha05": "clean target frames flagged with alpha .05",
+    "acc_source": "clean accuracy on the source classes",
+    "n_clean": "clean target frames judged",
+    "n_triggered": "triggered frames judged",
+    "n_invalid": "frames that could not be judged",
+    "engine_ms_p50": "classifier per frame, median, ms",
+    "engine_ms_p99": "classifier per frame, 99th percentile, ms",
+    "scorer_us_p50": "guard per frame, median, µs",
+    "scorer_us_p99": "guard per frame, 99th percentile, µs",
+    "seconds": "time taken, s",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +54,8 @@ class Evaluation:
     """Figures over held-out frames; None where there was no frame to measure on.
 
     acc          share of clean frames predicted right.
-    asr          share of triggered frames of other classes that are predicted as a guarded target.
+    asr          share of triggered frames of other classes that are predicted as a guarded target; with several guards those
+                 of the trigger's own target, which nothing tells from others, count as failed: leave them out.
     tpr          share of those that are flagged (the judged triggered frames, n_triggered of them).
     fpr          share of clean frames of a guarded target, predicted so (n_clean of them), that are flagged.
     fpr_all      share of all clean frames that are flagged: the easier protocol of the toolboxes.

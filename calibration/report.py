@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from inflight_edge.bundle import Bundle
+from inflight_edge.calibration.evaluate import MEANING
 from inflight_edge.errors import DataError
 
 __all__ = ["render"]
@@ -33,19 +34,6 @@ th:first-child, td:first-child { text-align: left; } thead th { color: var(--sof
 .chart { background: #fff; border-radius: .3rem; } .chart svg { max-width: 100%; height: auto; display: block; }
 .confusion td, .confusion th { text-align: right; padding: .15rem .4rem; border: 1px solid var(--line); }
 """
-_FIGURES = {
-    "acc": "clean accuracy",
-    "asr": "triggered frames that the classifier sends to the target",
-    "tpr": "of those, flagged",
-    "fpr": "clean frames of the target, predicted so, flagged",
-    "fpr_all": "all clean frames flagged",
-    "sia": "flagged or not, source class found",
-    "sia_flagged": "of the flagged ones, source class found",
-    "auroc": "area under the ROC curve of the margin",
-    "n_clean": "clean frames of the target judged",
-    "n_triggered": "triggered frames judged",
-    "n_invalid": "frames that could not be judged",
-}
 
 
 def render(bundle: Bundle, *, name: str, evaluation: Mapping[str, Any] | None = None) -> str:
@@ -54,12 +42,18 @@ def render(bundle: Bundle, *, name: str, evaluation: Mapping[str, Any] | None = 
     name        of the bundle, for the title.
     evaluation  figures of `inflight-edge evaluate --json` on held-out frames; without them the report has the calibration's
                 own held-out figures alone, and says so.
-    Raises DataError for an evaluation that is none.
+    Raises DataError for an evaluation that is none, and for a bundle whose metrics are not those of `calibrate`.
     """
     parts = [_head(bundle, name), _measured(evaluation), _inspection(bundle)]
     guards = bundle.metrics.get("guards")
     for entry in guards if isinstance(guards, list) else []:
-        parts.append(_guard(bundle, entry))
+        try:
+            parts.append(_guard(bundle, entry))
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"bundle: metrics of a guard: expected those that `inflight-edge calibrate` writes, got others "
+                f"({type(error).__name__}: {error}); calibrate it anew"
+            ) from error
     parts.append(_made(bundle))
     title = escape(f"inflight-edge: {name}")
     return (
@@ -125,7 +119,7 @@ def _measured(evaluation: Mapping[str, Any] | None) -> str:
             "defender and the estimated pattern. How the guard does on the true trigger they cannot tell."
         )
         return _section("Measured on held-out frames", f"<p>{text}</p>")
-    known = [(_FIGURES[key], _number(value)) for key, value in evaluation.items() if key in _FIGURES]
+    known = [(MEANING[key], _number(value)) for key, value in evaluation.items() if key in MEANING]
     if not known:
         raise DataError("evaluation: expected the output of `inflight-edge evaluate --json`, got other keys")
     return _section("Measured on held-out frames", _table(("", ""), known))
@@ -154,6 +148,11 @@ def _guard(bundle: Bundle, entry: Mapping[str, Any]) -> str:
         f"<p>The estimated pattern sends {entry['asr_estimated']:.1%} of the images of {_sources(bundle, entry['target'])} to "
         f"{escape(target)}, those it was searched with among them.{_samples(entry.get('samples'))}</p>"
     ]
+    if _has_copy(bundle):
+        parts.append(
+            "<p>The unlearned copy was trained on these very images, so that what is called held-out here, which is held out of "
+            "the densities alone, flatters this guard; what the copy is good for is in the first table.</p>"
+        )
     kept = entry.get("evidence")
     if kept:
         captions = {
@@ -174,6 +173,12 @@ def _guard(bundle: Bundle, entry: Mapping[str, Any]) -> str:
     return _section(f"Guard of {target}", "".join(parts))
 
 
+def _has_copy(bundle: Bundle) -> bool:
+    """Whether an unlearned copy is joined."""
+    gain = bundle.metrics.get("unlearned")
+    return isinstance(gain, dict) and bool(gain.get("joined", True))
+
+
 def _sources(bundle: Bundle, target: int) -> str:
     """The classes that the pattern was searched from, in words."""
     rows = bundle.metrics.get("inspection") or []
@@ -187,7 +192,7 @@ def _samples(samples: Mapping[str, Any] | None) -> str:
     if samples is None:
         return ""
     return (
-        f" The guard was fitted to {samples['n']} samples: the pattern at {len(samples['places'])} place(s), each image in "
+        f" The guard was fitted to {samples['n']:d} samples: the pattern at {len(samples['places'])} place(s), each image in "
         f"{1 + len(samples['views'])} view(s)."
     )
 
@@ -226,7 +231,8 @@ def _projection(bundle: Bundle, projection: Mapping[str, Any], target: int) -> s
         for i, label in enumerate(classes):
             own = labels == label
             colour = f"C{i % 10}"
-            name = bundle.class_names[label] + (" (clean)" if label == target else "")
+            # A space before it: matplotlib leaves out what begins with an underscore.  A dollar begins a formula.
+            name = " " + bundle.class_names[label].replace("$", r"\$") + (" (clean)" if label == target else "")
             axes.scatter(x[own], y[own], s=8 if label != target else 16, color="black" if label == target else colour,
                          marker="x" if label == target else "o", linewidths=0.8, label=name)  # fmt: skip
         if len(classes) <= 20:

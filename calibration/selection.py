@@ -126,7 +126,7 @@ def select(
     images    (N,) which image each sample shows: all views of an image are held out together.  None: one sample each.
     The folds run where joblib is told to, one after another unless told: joblib.parallel_config(backend="dask") spreads
     them over a cluster.  The numbers do not depend on it.
-    First the lowest verdict error, where all up to one image's share are alike; then the lowest source error.
+    First the lowest verdict error, where all up to 1 / images are alike; then the lowest source error.
     Raises DataError when a class has too few images, and for features that are not finite; GuardError for features whose
     densities float32 cannot hold.
     """
@@ -269,7 +269,8 @@ def _tail(values: NDArray[np.float64], counted: float) -> float:
 def preference(verdict_error: float, source_error: float, n_images: int) -> tuple[float, float]:
     """Order of held-out errors, the best first: the verdict's, then the source's.
 
-    Verdict errors up to one image's share are alike: so many images cannot tell them apart.
+    Verdict errors up to 1 / n_images are alike.  A clean image of the target that is flagged weighs more than that, half of
+    its share among these: false alarms come first.
     """
     return max(verdict_error, 1 / n_images), source_error
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from inflight_edge.errors import OptionError
 
 __all__ = [
+    "check_file",
+    "check_parent",
     "class_index",
     "engine_arguments",
     "key_argument",
@@ -42,9 +45,9 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         choices=("auto", "neural-cleanse", "perturbation"),
-        default="auto",
-        help="patterns looked for: patches, additions, or both (default %(default)s)",
+        help="patterns looked for: patches, additions, or both (default auto)",
     )
+    parser.add_argument("--steps", type=int, metavar="N", help="search steps per class (default 400)")
     parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_argument("--json", action="store_true", help="JSON instead of a table")
@@ -80,6 +83,25 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
     # What is not given here may stand in the file.
     names = ("engine", "precision", "scorer", "no_arena", "optimisation", "memory", "wait", "no_graph")
     parser.set_defaults(**dict.fromkeys(names))
+
+
+def check_parent(option: str, path: Path) -> None:
+    """Refuse an output path that cannot be written, before the long work and not after it.  Raises OptionError."""
+    folder = path.absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise OptionError(f"{option}: {folder} is no folder that can be written to; make it or name another")
+
+
+def check_file(option: str, path: Path, *, bundle: str | os.PathLike[str] | None = None) -> None:
+    """The same of an output file, which may not lie in the ``bundle`` that it tells of either: that holds its own alone."""
+    if not path.exists():
+        check_parent(option, path)
+    elif path.is_dir() or not os.access(path, os.W_OK):
+        raise OptionError(f"{option}: expected a file that can be written, {path} is none; name another")
+    if bundle is not None and os.path.realpath(path.absolute().parent) == os.path.realpath(bundle):
+        raise OptionError(
+            f"{option}: {path} lies in the bundle, which no reader would take any more; name another file"
+        )
 
 
 def key_argument(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from inflight_edge.errors import BundleError
 
-__all__ = ["open_folder", "read_regular", "replace_file", "write_folder"]
+__all__ = ["check_replaceable", "open_folder", "read_regular", "replace_file", "write_folder"]
 
 
 @contextmanager
@@ -105,7 +105,7 @@ def write_folder(
     new, old = (target.parent / f".{target.name}.{token}.{part}" for part in ("new", "old"))
     try:
         if os.path.lexists(target):
-            _check_replaceable(target, frozenset(files) | optional)
+            check_replaceable(target, frozenset(files) | optional)
         try:
             os.mkdir(new)
             for name, data in files.items():
@@ -138,7 +138,8 @@ def _replace(target: Path, new: Path, old: Path) -> None:
         raise
 
 
-def _check_replaceable(target: Path, names: frozenset[str]) -> None:
+def check_replaceable(target: Path, names: frozenset[str]) -> None:
+    """Refuse what is no folder, or one that holds other files than ``names``.  Raises BundleError."""
     remedy = "choose another name or remove it yourself"
     if not target.is_dir():
         raise BundleError(f"{target}: expected a bundle folder to overwrite, got a file; {remedy}")

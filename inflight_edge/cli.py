@@ -66,7 +66,6 @@ def _parser() -> argparse.ArgumentParser:
 
     inspect = _add(commands, "inspect", "find a backdoor's target class and pattern", "workstation", "inspect")
     model_arguments(inspect)
-    inspect.add_argument("--steps", type=int, default=400, help="search steps per class (default %(default)s)")
     inspect.add_argument(
         "--out", type=Path, default=Path("inspection"), help="folder for the result (default %(default)s)"
     )
@@ -74,10 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     calibrate = _add(commands, "calibrate", "fit guards and write the bundle", "workstation", "calibrate")
     model_arguments(calibrate)
     calibrate.add_argument(
-        "--pattern", type=Path, metavar="FILE", help="patterns.safetensors of `inspect`; without it, inspects first"
-    )
-    calibrate.add_argument(
-        "--steps", type=int, default=400, help="search steps per class without --pattern (default %(default)s)"
+        "--pattern",
+        type=Path,
+        metavar="FILE",
+        help="patterns.safetensors of `inspect`; without it, inspects first, by --method and --steps",
     )
     calibrate.add_argument("--out", type=Path, default=Path("bundle"), help="the bundle's folder (default %(default)s)")
     calibrate.add_argument(
@@ -124,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
         "--evaluation", type=Path, metavar="FILE", help="output of `evaluate --json` on held-out frames"
     )
     report.add_argument("--json", action="store_true", help="JSON instead of a line")
+    key_argument(report)
 
     verify = _add(commands, "verify", "check a bundle on this machine", "device", "verify")
     verify.add_argument("bundle", type=Path, metavar="BUNDLE")
@@ -159,10 +159,10 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument(
         "--report", type=Path, metavar="FILE", default=Path("inflight-edge-report.json"), help="of --run (%(default)s)"
     )
-
     doctor.add_argument(
         "--frames", type=int, default=500, metavar="N", help="frames that --run times (default %(default)s)"
     )
+    key_argument(doctor)
 
     bench = _add(commands, "bench", "latency per stage on this machine", "device", "bench")
     bench.add_argument("bundle", type=Path, metavar="BUNDLE")

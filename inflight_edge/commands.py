@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from dataclasses import asdict, fields
 from getpass import getpass
-from pathlib import Path
 from typing import Any
 
+from inflight_edge._arguments import check_file
 from inflight_edge._text import table
 from inflight_edge.bench import bench as bench_detector
 from inflight_edge.bundle import sign_bundle
@@ -20,16 +19,15 @@ from inflight_edge.detector import Detector
 from inflight_edge.doctor import examine
 from inflight_edge.engines import EngineOptions
 from inflight_edge.engines._tensorrt_build import BuildOptions
-from inflight_edge.errors import BundleError, DataError, OptionError
+from inflight_edge.errors import BundleError, DataError
 from inflight_edge.images import iter_images
-from inflight_edge.report import write_report
+from inflight_edge.report import make_report
 from inflight_edge.signing import write_keys
 from inflight_edge.verdict import Decision, Verdict
 from inflight_edge.verify import verify as verify_bundle
 
 __all__ = [
     "bench",
-    "check_parent",
     "compile_",
     "doctor",
     "export_triton",
@@ -81,13 +79,6 @@ def compile_(options: argparse.Namespace) -> int:
     print(f"self-test passed: {compiled.report}")
     print(f"plan: {compiled.path} ({compiled.n_bytes} bytes, {compiled.seconds:.1f} s)")
     return 0
-
-
-def check_parent(option: str, path: Path) -> None:
-    """Refuse an output path that cannot be written, before the long work and not after it."""
-    folder = path.absolute().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise OptionError(f"{option}: {folder} is no folder that can be written to; make it or name another")
 
 
 def shows_progress(options: argparse.Namespace) -> bool:
@@ -168,7 +159,7 @@ def sign(options: argparse.Namespace) -> int:
 def bench(options: argparse.Namespace) -> int:
     """Print the latency of each stage; --json writes a file with what was measured and on what."""
     if options.json is not None:
-        check_parent("--json", options.json)
+        check_file("--json", options.json, bundle=options.bundle)
     figures = bench_detector(load_detector(options), options.frames)
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
@@ -237,7 +228,9 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def _run_report(options: argparse.Namespace) -> int:
-    report = write_report(options.run_bundle, options.report, n_frames=options.frames)
+    check_file("--report", options.report, bundle=options.run_bundle)  # first: the measurement takes a while
+    report = make_report(options.run_bundle, n_frames=options.frames, key=options.key)
+    options.report.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if options.json:
         print(json.dumps(report, indent=1))
     else:

@@ -68,6 +68,8 @@ _LIBRARIES = (
     ("PyAV", "av", "video files, RTSP and USB cameras", "pip install 'inflight-edge[video]'"),
     ("paho-mqtt", "paho.mqtt.client", "verdicts to an MQTT broker", "pip install 'inflight-edge[mqtt]'"),
     ("prometheus-client", "prometheus_client", "metrics", "pip install 'inflight-edge[prometheus]'"),
+    ("aiohttp", "aiohttp.web", "the live page", "pip install 'inflight-edge[web]'"),
+    ("tritonclient", "tritonclient.grpc", "verdicts of an Inference Server", "pip install 'inflight-edge[serving]'"),
     (
         "TensorRT",
         "tensorrt",

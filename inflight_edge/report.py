@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -17,40 +15,32 @@ from inflight_edge.detector import Detector
 from inflight_edge.doctor import examine
 from inflight_edge.engines.plans import plan_path
 from inflight_edge.environment import describe_environment
-from inflight_edge.errors import DependencyError, EngineError, InflightError, OptionError
+from inflight_edge.errors import DependencyError, EngineError, InflightError
 from inflight_edge.runtime import ENGINES, close_engine
 from inflight_edge.scoring import Backend, available_backends
 from inflight_edge.verify import verify
 
-__all__ = ["make_report", "write_report"]
+__all__ = ["make_report"]
 
 FORMAT = "inflight-edge-report"
 
 
-def write_report(bundle: Path, path: Path, *, n_frames: int = 500) -> dict[str, Any]:
-    """make_report, written to ``path`` as JSON.  The path is tried first: the measurement takes a while."""
-    parent = path.absolute().parent
-    if path.is_dir() or not os.access(parent, os.W_OK):
-        raise OptionError(f"--report: expected a file in a folder that can be written to, got {path}; name another")
-    report = make_report(bundle, n_frames=n_frames)
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    return report
-
-
-def make_report(path: Path, *, n_frames: int = 500) -> dict[str, Any]:
+def make_report(path: Path, *, n_frames: int = 500, key: Path | None = None) -> dict[str, Any]:
     """Plain values for JSON.
+
+    key       file of the public key that must have signed the bundle.
 
     ladder    steps from the workstation's numbers down to the verdict: hashes, each scorer against the reference, each
               engine against torch's logits and features, both together; for each precision.
     latency   of each precision, engine and scorer, batch 1, by `bench`.
     left_out  what is not installed here.
 
-    A plan that TensorRT lacks is compiled first.  Raises BundleError when the bundle cannot be read.
+    A plan that TensorRT lacks is compiled first.  Raises BundleError when the bundle cannot be read or the key did not sign it.
     """
-    bundle = read_bundle(path)
+    bundle = read_bundle(path, key=key)
     left_out: dict[str, str] = {}
-    ladder = [*_plans(path, bundle, left_out)]
-    ladder += [{"step": check.name, "passed": check.passed, "detail": check.detail} for check in verify(path)]
+    ladder = [*_plans(path, bundle, left_out, key)]
+    ladder += [{"step": check.name, "passed": check.passed, "detail": check.detail} for check in verify(path, key=key)]
     latency = []
     for precision in bundle.precisions:
         for engine, scorer in _paths():
@@ -86,21 +76,21 @@ def _paths() -> list[tuple[str, Backend]]:
     return [(engine, scorer) for engine in ENGINES for scorer in scorers]
 
 
-def _plans(path: Path, bundle: Bundle, left_out: dict[str, str]) -> list[dict[str, Any]]:
+def _plans(path: Path, bundle: Bundle, left_out: dict[str, str], key: Path | None) -> list[dict[str, Any]]:
     """Compile what TensorRT has no plan for."""
     rows = []
     for precision in bundle.precisions:
         if not plan_path(bundle.at(precision).model, precision).exists():
             try:
-                rows.append(_step(f"compile {precision}", partial(_compile, path, precision)))
+                rows.append(_step(f"compile {precision}", partial(_compile, path, precision, key)))
             except DependencyError as error:
                 left_out["tensorrt"] = str(error)
                 break
     return rows
 
 
-def _compile(path: Path, precision: str) -> str:
-    return str(compile_bundle(path, precision=precision).report)
+def _compile(path: Path, precision: str, key: Path | None) -> str:
+    return str(compile_bundle(path, precision=precision, key=key).report)
 
 
 def _self_test(detector: Detector) -> str:

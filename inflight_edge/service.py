@@ -14,10 +14,10 @@ from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any
 
+from inflight_edge._arguments import check_file
 from inflight_edge._text import printable, table
 from inflight_edge.capture import describe
 from inflight_edge.detector import Detector
-from inflight_edge.errors import OptionError
 from inflight_edge.events import Status
 from inflight_edge.logs import configure
 from inflight_edge.pipeline import Pipeline
@@ -40,8 +40,8 @@ def serve(settings: Settings, *, json_path: Path | None = None, quiet: bool = Fa
     SIGHUP           load the bundle again.
     Raises InflightError when it cannot start.
     """
-    if json_path is not None and (json_path.is_dir() or not json_path.parent.is_dir()):
-        raise OptionError(f"--json: expected a file in a folder that exists, got {json_path}")
+    if json_path is not None:
+        check_file("--json", json_path, bundle=settings.bundle)
     from inflight_edge.sinks import make_sink
     from inflight_edge.sources import make_source
 

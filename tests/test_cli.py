@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +98,24 @@ def test_inspect_as_json_and_with_progress_on_a_terminal(
     assert report["patterns"] == "inspection/patterns.safetensors"
     assert report["suspects"] == []
     assert len(report["classes"]) == 7
+    assert report["patch_reached_a_class"] is False  # two steps are too few: no suspects mean nothing
     assert "patches: 100%" in captured.err
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
     target = ("--target", "3", "--target", "1", "--target", "3")
     assert run("inspect", files.model, "--data", files.data, "--steps", 2, *NORMALISATION, *target) == 0
     assert "suspected target: 3, 1 " in output(capsys)
     assert run("inspect", files.model, "--data", files.data, "--steps", 2, *NORMALISATION, "--quiet") == 0
-    assert "no backdoor found" in output(capsys)
+    text = output(capsys)
+    assert "no backdoor found" not in text
+    assert "no patch reached any class: whether there is a backdoor cannot be said; raise --steps" in text
+
+
+def test_where_patches_reach_their_classes_and_none_stands_out_there_is_no_backdoor(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = replace(poisoned.inspected(), suspects=())
+    commands._print_inspection(found, "auto")
+    assert "no class stands out: no backdoor found" in capsys.readouterr().out
 
 
 def test_calibrate_as_json_with_two_targets_over_an_old_bundle(
@@ -129,6 +141,18 @@ def test_calibrate_as_json_with_two_targets_over_an_old_bundle(
     assert [guard["target"] for guard in report["guards"]] == [1, TARGET]
     assert [guard.target for guard in read_bundle("old").guards] == [1, TARGET]
     assert read_bundle("old").feature_layer == "relu_2"
+
+
+def test_classes_have_the_names_of_the_data_where_the_inspection_had_none(
+    files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_folder(Path("pictures"), poisoned.poisoned().defence, 20)
+    for i, name in enumerate(NAMES):
+        (folder / name).rename(folder / f"{i}-{name}")
+    command = ("calibrate", files.model, "--data", folder, "--pattern", files.pattern, "--quiet")
+    assert run(*command, "--target", "3-three") == 0
+    assert "guard of class 3-three" in output(capsys)
+    assert read_bundle("bundle").class_names[:2] == ("0-zero", "1-one")
 
 
 def test_folders_of_named_classes(files: Files, capsys: pytest.CaptureFixture[str]) -> None:

@@ -146,6 +146,26 @@ WRONG: dict[str, tuple[str, str]] = {
         "bench {tiny} --frames 1 --json nope/figures.json",
         "nope is no folder that can be written to",
     ),
+    "bench into a folder": (
+        "bench {tiny} --frames 1 --json .",
+        "--json: expected a file that can be written, . is none",
+    ),
+    "bench into the bundle": ("bench {tiny} --frames 1 --json {tiny}/figures.json", "figures.json lies in the bundle"),
+    "report into the bundle": (
+        "report {tiny} --out {tiny}/report.html",
+        "report.html lies in the bundle, which no reader",
+    ),
+    "report of an unsigned one": ("report {tiny} --key {text}", "notes.txt: expected a public key (PEM, Ed25519)"),
+    "doctor into the bundle": ("doctor --run {tiny} --report {tiny}/r.json", "--report: "),
+    "doctor of an unsigned one": (
+        "doctor --run {tiny} --key {text}",
+        "notes.txt: expected a public key (PEM, Ed25519)",
+    ),
+    "method of a saved pattern": (
+        f"{GUARD} --method perturbation",
+        "--method: of a search, but the patterns are those",
+    ),
+    "steps of a saved pattern": (f"{GUARD} --steps 9", "--steps: of a search, but the patterns are those of --pattern"),
     "score a text": ("score {tiny} {text}", "1 image(s) could not be judged and are invalid; the first:"),
     "no threads": ("score {tiny} {frames} --threads 0", "threads: expected an integer of at least 1 or None, got 0"),
     "nothing to evaluate": ("evaluate {tiny}", "nothing to measure on; name frames with --clean, --triggered or both"),
@@ -180,7 +200,7 @@ def test_no_suspect_is_an_error_that_names_the_option(files: Files, capsys: pyte
     command = ("calibrate", files.model, "--data", files.data, *NORMALISATION, "--steps", 2, "--quiet")
     assert run(*command) == 2
     captured = capsys.readouterr()
-    assert "no backdoor found" in captured.out
+    assert "no patch reached any class: whether there is a backdoor cannot be said; raise --steps" in captured.out
     assert captured.err == (
         "inflight-edge: error: no class looks like a backdoor's target, so there is nothing to guard; "
         "name one with --target to guard it anyway (the most anomalous is class 0)\n"
@@ -234,6 +254,25 @@ UNWRITABLE = {
     "calibrate by itself": "calibrate {model} --data {data} --mean 0.5 --std 0.5 --quiet --out",
     "demo": "demo --quiet --json",
 }
+
+
+@pytest.mark.usefixtures("_no_long_work")
+def test_bundle_with_other_files_is_not_replaced_and_that_is_said_before_the_long_work(
+    files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (written(Path("old")) / "notes.txt").write_text("mine")
+    command = ("calibrate", files.model, "--data", files.data, "--pattern", files.pattern, "--quiet", "--force")
+    assert run(*command, "--out", "old") == 2
+    assert "old: expected a bundle folder to overwrite, got one with 'notes.txt'" in one_line(capsys)
+
+
+@pytest.mark.usefixtures("_no_long_work")
+def test_copy_of_few_images_is_refused_before_the_long_work(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    few = write_folder(Path("few"), poisoned.poisoned().defence, 1)
+    for i, name in enumerate(NAMES):
+        (few / name).rename(few / f"{i}-{name}")
+    assert run("calibrate", files.model, "--data", few, *NORMALISATION, "--quiet", "--unlearn", "auto") == 2
+    assert "unlearn: expected at least 20 images of each class" in one_line(capsys)
 
 
 @pytest.mark.usefixtures("_no_long_work")

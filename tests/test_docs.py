@@ -41,6 +41,7 @@ OTHER_PROGRAMS = {
     "--table",
     "--only",
     "--resume",
+    "--results",
     "--runs",
 }  # of benchmarks.paper
 
@@ -129,7 +130,8 @@ def test_benchmark_command_parses(monkeypatch: pytest.MonkeyPatch) -> None:
     table, line, part = commands(EXPERIMENTS, "python -m benchmarks.paper")
     monkeypatch.setattr("sys.argv", shlex.split(table)[2:])
     assert program.main() == 2
-    assert (seen.pop().table, "--resume" in table) == (4, True)
+    whole = seen.pop()
+    assert (whole.table, whole.resume, whole.results) == (4, False, Path("NEW"))
     monkeypatch.setattr("sys.argv", shlex.split(line)[2:])
     assert program.main() == 2
     chosen = seen.pop()

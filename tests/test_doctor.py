@@ -38,6 +38,8 @@ def test_this_machine() -> None:
         "PyAV",
         "paho-mqtt",
         "prometheus-client",
+        "aiohttp",
+        "tritonclient",
         "TensorRT",
         "pycuda",
         "Triton language",

@@ -269,7 +269,7 @@ def test_json_that_cannot_be_written_is_an_error_before_or_beside_that_of_the_so
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = Settings(bundle=str(bundle), source=(f"{tmp_path}/none\x1b.mp4",), threads=1)
-    with pytest.raises(OptionError, match="--json: expected a file in a folder that exists, got"):
+    with pytest.raises(OptionError, match="--json: expected a file that can be written"):
         serve(settings, json_path=tmp_path, quiet=True)
     assert serve(settings, json_path=Path("/dev/full"), quiet=True) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("inflight-edge: error: ")]

@@ -57,10 +57,10 @@ def with_a_copy(records: list[Record]) -> list[Record]:
 
 
 def chosen(records: list[Record]) -> list[Record]:
-    """What ``--unlearn auto`` ships of each classifier whose copy has held-out errors: the copy's record or the guard's."""
+    """What ``--unlearn auto`` ships of each classifier with a guard and a copy that has held-out errors: the one or the other."""
     copies = {training(record): record for record in records if record["detector"] == "unlearned"}
     guards = {training(record): record for record in records if record["detector"] == "guard"}
-    known = {trained: copy for trained, copy in copies.items() if "held_out" in copy}
+    known = {trained: copy for trained, copy in copies.items() if "held_out" in copy and trained in guards}
     return [copy if copy_helps(copy["held_out"]) else guards[trained] for trained, copy in known.items()]
 
 

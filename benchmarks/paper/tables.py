@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -181,23 +182,33 @@ def patching(records: list[dict[str, Any]]) -> str:
     return markdown(("SIA at learning rate", *(f"{rate:g}" for rate in rates)), rows)
 
 
-def documents() -> dict[Path, str]:
-    """The text of each document with tables, with those of the records between its markers."""
-    records = _read("paper-*.json")
-    summaries = {"results": summary(records)}
-    all_of_them = {
+def tables(folder: Path = RESULTS) -> dict[str, str]:
+    """Every table, as Markdown, of the records in a folder; empty where it has none of a table's."""
+
+    def read(pattern: str) -> list[dict[str, Any]]:
+        return [record for path in sorted(folder.glob(pattern)) for record in json.loads(path.read_text())]
+
+    records = read("paper-*.json")
+    return {
+        "results": summary(records),
         "classifiers": classifiers(records),
         "verdicts": verdicts(records),
         "others": others(records),
         "patching": patching(records),
         "targets": targets(records),
         "unlearned": unlearned(records),
-        "inspections": inspections(_read("inspection-*.json")),
-        "ablation": ablation(_read("ablation-*.json")),
-        "robustness": robustness(_read("robustness-*.json")),
+        "inspections": inspections(read("inspection-*.json")),
+        "ablation": ablation(read("ablation-*.json")),
+        "robustness": robustness(read("robustness-*.json")),
     }
-    parts = {ROOT / "README.md": summaries, Path(__file__).parent / "README.md": all_of_them}
-    return {path: _filled(path.read_text(encoding="utf-8"), tables) for path, tables in parts.items()}
+
+
+def documents() -> dict[Path, str]:
+    """The text of each document with tables, with those of this project's records between its markers."""
+    everything = tables()
+    first = {"results": everything.pop("results")}
+    parts = {ROOT / "README.md": first, Path(__file__).parent / "README.md": everything}
+    return {path: _filled(path.read_text(encoding="utf-8"), own) for path, own in parts.items()}
 
 
 def _filled(text: str, parts: dict[str, str]) -> str:
@@ -209,16 +220,21 @@ def _filled(text: str, parts: dict[str, str]) -> str:
     return text
 
 
-def main() -> int:
-    """Rewrite the parts between the markers."""
-    for path, text in documents().items():
-        path.write_text(text, encoding="utf-8")
-    print(f"{len(_read('paper-*.json'))} records")
+def main(arguments: list[str] | None = None) -> int:
+    """Rewrite the parts between the markers; with --results print the tables of other records."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.paper.tables", description=__doc__)
+    parser.add_argument("--results", type=Path, metavar="DIR", help="print the tables of these records, change no file")
+    folder = parser.parse_args(arguments).results
+    if folder is None:
+        for path, text in documents().items():
+            path.write_text(text, encoding="utf-8")
+        return 0
+    found = {name: table for name, table in tables(folder).items() if table}
+    if not found:
+        print(f"benchmarks.paper.tables: error: {folder}: expected records (paper-*.json), got none", file=sys.stderr)
+        return 2
+    print("\n\n".join(f"## {name}\n\n{table}" for name, table in found.items()))
     return 0
-
-
-def _read(pattern: str) -> list[dict[str, Any]]:
-    return [record for path in sorted(RESULTS.glob(pattern)) for record in json.loads(path.read_text())]
 
 
 if __name__ == "__main__":

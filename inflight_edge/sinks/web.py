@@ -92,8 +92,10 @@ class WebSink:
         if not started.wait(_PATIENCE) or problems:
             reason = problems[0] if problems else f"no answer in {_PATIENCE:g} s"
             raise SinkError(f"web: {self._host}:{self._port}: cannot be served: {reason}; choose another port")
-        shown = f"{self.url}?token={self._token}" if self._made_token else self.url
-        _LOG.info("live page: %s", shown)
+        if self._made_token:  # a warning, so that it is seen in a quiet log too: without it nobody gets in
+            _LOG.warning("live page, with a token made for this run: %s?token=%s", self.url, self._token)
+        else:
+            _LOG.info("live page: %s", self.url)
 
     def write(self, outcome: Outcome) -> None:
         """Keep the outcome for the browsers.  Never waits for one."""

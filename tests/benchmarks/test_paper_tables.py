@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
+
 from benchmarks.paper.cells import chosen
-from benchmarks.paper.tables import classifiers, others, patching, summary, verdicts
+from benchmarks.paper.tables import classifiers, documents, main, others, patching, summary, verdicts
 from benchmarks.paper.targets import targets, unlearned
 
 
@@ -178,3 +182,27 @@ def test_held_out_errors_say_which_copies_are_joined() -> None:
     shown = summary([*guards, *copies]).splitlines()[2].split("|")
     assert [shown[i].strip() for i in (4, 6)] == ["0.5000 / 0.7500 / - / 0.9764", "1 of 2"]
     assert [r["sia"] for r in chosen([*guards, *copies])] == [0.75, 0.5]  # of seed 0 the copy's, of seed 1 the guard's
+
+
+def test_copy_of_a_classifier_without_a_guards_record_is_no_choice() -> None:
+    errors = {"verdict_error": 0.0, "source_error": 0.2}
+    copy = {**record(0, 0.0, 0.9), "detector": "unlearned", "held_out": {"held_out_images": 200, "without": errors}}
+    copy["held_out"]["with"] = errors
+    other = {**record(1, 0.0, 0.8), "acc": 0.5}
+    assert chosen([copy, other]) == []
+    assert chosen([copy, record(0, 0.0, 0.8)]) == [record(0, 0.0, 0.8)]
+
+
+def test_tables_of_other_records_are_printed_and_the_documents_stay(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--results", str(tmp_path)]) == 2
+    assert "expected records (paper-*.json), got none" in capsys.readouterr().err
+    (tmp_path / "paper-mnist-WB-multi-0.json").write_text(json.dumps([record(0, 0.25, 0.9)]))
+    before = [path.read_bytes() for path in documents()]
+    assert main(["--results", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "## verdicts" in printed
+    assert "0.2500" in printed
+    assert "## robustness" not in printed
+    assert [path.read_bytes() for path in documents()] == before

@@ -6,9 +6,10 @@ import base64
 import io
 import json
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import poisoned
@@ -18,7 +19,8 @@ from command_lines import run
 from PIL import Image
 
 from inflight_edge import DataError, write_bundle
-from inflight_edge.bundle import MAX_MANIFEST_BYTES
+from inflight_edge.bundle import MAX_MANIFEST_BYTES, Bundle
+from inflight_edge.calibration.evaluate import Evaluation
 from inflight_edge.calibration.evidence import guard_evidence
 from inflight_edge.calibration.report import render
 from inflight_edge.calibration.samples import Samples
@@ -92,6 +94,43 @@ def test_names_are_text_and_never_markup() -> None:
     assert "&lt;script&gt;" in text
 
 
+def with_metrics(**metrics: Any) -> Bundle:
+    bundle = poisoned.bundle()
+    return replace(bundle, metrics={**bundle.metrics, **metrics})
+
+
+def test_metrics_that_are_not_calibrates_are_an_error_and_never_markup() -> None:
+    guard = poisoned.bundle().metrics["guards"][0]
+    wrong = ({}, 7, {**guard, "target": 99}, {**guard, "samples": {**guard["samples"], "n": "<script>"}})
+    for entry in wrong:
+        with pytest.raises(DataError, match="metrics of a guard: expected those that `inflight-edge calibrate` writes"):
+            render(with_metrics(guards=[entry]), name="a")
+
+
+def test_names_are_shown_as_they_are_in_charts() -> None:
+    """A dollar begins a formula elsewhere, and an underscore hides a row of the legend."""
+    names = list(poisoned.bundle().class_names)
+    names[:2] = r"$\x$", "_other"
+    text = render(replace(poisoned.bundle(), class_names=tuple(names)), name="a")
+    plain = render(poisoned.bundle(), name="a")
+    assert text.count("<svg ") == 2
+    assert text.count('<g id="text_') == plain.count('<g id="text_') > len(names)
+
+
+def test_what_is_not_held_out_of_a_copy_is_said() -> None:
+    gain = {name: {"verdict_error": 0.0, "source_error": 0.1} for name in ("without", "with")} | {"held_out_images": 9}
+    warning = "trained on these very images"
+    assert warning in render(with_metrics(unlearned={**gain, "joined": True}), name="a")
+    for unlearned in ({**gain, "joined": False}, {"joined": False, "reason": "no"}):
+        assert warning not in render(with_metrics(unlearned=unlearned), name="a")
+
+
+def test_every_figure_of_an_evaluation_is_shown() -> None:
+    names = [field.name for field in fields(Evaluation)]
+    text = render(poisoned.bundle(), name="a", evaluation={name: 7001 + i for i, name in enumerate(names)})
+    assert all(f"<td>{7001 + i}</td>" in text for i in range(len(names)))
+
+
 def test_evaluation_is_told_apart_from_the_calibrations_own_figures() -> None:
     assert "No held-out frames were given" in render(poisoned.bundle(), name="a")
     text = render(poisoned.bundle(), name="a", evaluation={"tpr": 0.98765, "fpr": None, "n_clean": 40})
@@ -120,7 +159,7 @@ def test_command_writes_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert run("report", tmp_path / "bundle", "--out", out, "--evaluation", figures) == 2
         assert message in capsys.readouterr().err
     assert run("report", tmp_path / "bundle", "--out", tmp_path) == 2
-    assert "is a folder" in capsys.readouterr().err
+    assert "--out: expected a file that can be written" in capsys.readouterr().err
 
 
 def test_evidence_of_many_classes_fits_into_a_manifest() -> None:

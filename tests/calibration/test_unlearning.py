@@ -252,7 +252,9 @@ def test_a_copy_is_joined_where_it_helps(
     assert bundle.feature_layer == poisoned.bundle().feature_layer
 
 
+@pytest.mark.parametrize("when", ["to judge it by", "that ships"])
 def test_a_copy_that_cannot_be_made_is_left_out_with_the_reason_unless_it_is_asked_for(
+    when: str,
     victim: Poisoned,
     inspection: Inspection,
     classifier: Classifier,
@@ -262,7 +264,9 @@ def test_a_copy_that_cannot_be_made_is_left_out_with_the_reason_unless_it_is_ask
     def ruined(*_: Any) -> dict[str, Any]:
         raise ModelError("model: unlearning costs too much")
 
-    monkeypatch.setattr("inflight_edge.calibration.calibrate._gain", ruined)
+    monkeypatch.setattr("inflight_edge.calibration.calibrate._with_copy", ruined)
+    if when == "that ships":
+        monkeypatch.setattr("inflight_edge.calibration.calibrate._gain", lambda *_: gain(0.0, 0.1))
     bundle = calibrate(classifier, victim.defence, inspection, unlearn="auto", progress=False)
     assert bundle.metrics["unlearned"] == {"joined": False, "reason": "model: unlearning costs too much"}
     assert "left out, model: unlearning costs too much" in render(bundle, name="digits")

@@ -90,7 +90,7 @@ class TestFromTheCommandLine:
         text = subprocess.run(
             ["gst-inspect-1.0", "inflightdetect"], env=environment, capture_output=True, text=True, check=True
         ).stdout
-        for name in ("alpha", "bundle", "drop-refused", "engine", "scorer", "threads"):
+        for name in ("alpha", "bundle", "drop-refused", "engine", "key", "precision", "scorer", "threads"):
             assert re.search(rf"^  {name} ", text, re.MULTILINE), name
 
 
@@ -310,6 +310,8 @@ def test_wrong_property_is_an_error_on_the_bus(bundle: Path) -> None:
         ("engine=abacus", "engine: expected one of onnxruntime"),
         ("scorer=fast", "fast"),
         ("alpha=0.001", "alpha"),
+        ("precision=int8", "int8"),
+        ("key=none.pem", "none.pem"),
     ):
         pipeline = Pipeline(bundle, caps=TINY, properties=properties)
         assert message in pipeline.messages(Gst.MessageType.ERROR)[0].parse_error()[0].message

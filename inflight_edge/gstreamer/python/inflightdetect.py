@@ -43,6 +43,10 @@ class InflightDetect(GstBase.BaseTransform):  # type: ignore[misc]
 
     bundle = GObject.Property(type=str, default="", nick="bundle", blurb="Folder of the bundle")
     engine = GObject.Property(type=str, default="onnxruntime", nick="engine", blurb="What runs the classifier")
+    precision = GObject.Property(type=str, default="fp32", nick="precision", blurb="fp32, fp16 or int8")
+    key = GObject.Property(
+        type=str, default="", nick="key", blurb="Public key (PEM) that must have signed the bundle; empty: not checked"
+    )
     scorer = GObject.Property(type=str, default="auto", nick="scorer", blurb="auto, cpu, cuda, triton or reference")
     threads = GObject.Property(
         type=int, default=0, minimum=0, maximum=1024, nick="threads", blurb="Threads of the engine, 0: its own choice"
@@ -71,6 +75,8 @@ class InflightDetect(GstBase.BaseTransform):  # type: ignore[misc]
             self._detector = Detector.load(
                 self.bundle,
                 engine=self.engine,
+                precision=self.precision,
+                key=self.key or None,
                 scorer=self.scorer,
                 threads=self.threads or None,
                 alpha=self.alpha or None,
