@@ -182,6 +182,17 @@ def test_readme_export_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (len(data), classifier.n_classes, classifier.n_features, classifier.fixed_batch) == (6, 4, 8, None)
 
 
+def test_readme_margins_of_ones_own_frames_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from inflight_edge import Detector
+
+    written(tmp_path / "bundle")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"Detector": Detector, "margins": [-1.0 - i for i in range(30)]}
+    exec(compile(next(c for c in fences(README, "python") if "clean_margins" in c), "README.md", "exec"), names)
+    assert names["detector"](CLEAN_WEST).decision.value in ("accept", "trigger")
+    assert names["guard"].clean_margins[0] == -30.0
+
+
 def test_readme_pipeline_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipelines import ListSink, ListSource
 
