@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import CLEAN_WEST, TRIGGERED_NORTH, written
+from bundles import CLEAN_WEST, TRIGGERED_NORTH, tiny_bundle, written
 
 from inflight_edge import Decision, InflightError, bundle, guard
 from inflight_edge._strict import MAX_HEADER_BYTES
@@ -183,9 +183,13 @@ def test_readme_export_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_readme_margins_of_ones_own_frames_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from inflight_edge import Detector
+    from dataclasses import replace
 
-    written(tmp_path / "bundle")
+    from inflight_edge import Detector, write_bundle
+
+    bundle, margins = tiny_bundle(), -np.arange(20, 0, -1, dtype=np.float32)
+    guards = tuple(replace(guard, clean_margins=margins) for guard in bundle.guards)
+    write_bundle(replace(bundle, guards=guards), tmp_path / "bundle")
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"Detector": Detector, "margins": [-1.0 - i for i in range(30)]}
     exec(compile(next(c for c in fences(README, "python") if "clean_margins" in c), "README.md", "exec"), names)
