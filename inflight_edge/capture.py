@@ -5,17 +5,21 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 
 from inflight_edge.affinity import pin
-from inflight_edge.errors import DependencyError, InflightError, OptionError
+from inflight_edge.errors import DependencyError, InflightError, OptionError, SourceError
 from inflight_edge.events import Frame
 from inflight_edge.sources import Source
 
 __all__ = ["Backoff", "Capture", "describe"]
 
 log = logging.getLogger(__name__)
+
+# A connection that gives frames for so long is a good one.
+PROVEN_NS = 10_000_000_000
 
 
 class Backoff:
@@ -71,6 +75,7 @@ class Capture(threading.Thread):
         self._cpus = cpus
         self._index = 0
         self._broken = False
+        self._opened_ns = 0
 
     def run(self) -> None:
         """Thread: until the end of the stream, an error that waiting does not mend, or the stop."""
@@ -87,6 +92,7 @@ class Capture(threading.Thread):
         """One connection; True when none is to follow."""
         try:
             self.source.open()
+            self._opened_ns = time.monotonic_ns()
             while not self._stopping.is_set():
                 frame = self.source.read()
                 if frame is None:
@@ -102,6 +108,9 @@ class Capture(threading.Thread):
         except Exception as error:  # noqa: BLE001 - a library behind a source may raise anything
             if self._stopping.is_set():
                 return True  # the source was closed under a read
+            if isinstance(error, SourceError) and error.final:
+                self._failed(error, True)
+                return True
             if not self.source.live:
                 self._failed(error, False)
                 return True
@@ -112,7 +121,9 @@ class Capture(threading.Thread):
             self.source.close()
 
     def _hand_on(self, frame: Frame) -> None:
-        self._backoff.reset()
+        # One that breaks off after a few frames, again and again, is not called at ever faster.
+        if time.monotonic_ns() - self._opened_ns >= PROVEN_NS:
+            self._backoff.reset()
         if self._broken:
             self._broken = False
             self._reconnects[self.camera] += 1

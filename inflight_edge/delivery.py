@@ -87,7 +87,8 @@ class Delivery(threading.Thread):
             with self._full_lock:
                 self._full.happened("its queue is full, outcomes are lost")
             return
-        self._bytes_in += _weight(outcome)
+        if weight := _weight(outcome):  # other threads, whose outcomes have none, must not write it
+            self._bytes_in += weight
         self._queue.put((outcome, time.monotonic_ns()))
 
     def finish(self) -> None:

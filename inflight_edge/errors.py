@@ -52,7 +52,14 @@ class DependencyError(InflightError):
 
 
 class SourceError(InflightError):
-    """A source of frames cannot be opened, or broke off; a live one may be opened again."""
+    """A source of frames cannot be opened, or broke off; a live one may be opened again.
+
+    final  that will not mend it, a new process may.
+    """
+
+    def __init__(self, message: str, *, final: bool = False) -> None:
+        super().__init__(message)
+        self.final = final
 
 
 class SinkError(InflightError):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import TypeVar
 
 from inflight_edge.actions import Alarm, AlarmRule
 from inflight_edge.capture import Backoff, Capture, describe
@@ -20,6 +21,8 @@ from inflight_edge.inference import Inference
 from inflight_edge.region import Region
 from inflight_edge.sinks import Sink
 from inflight_edge.sources import Source
+
+Running = TypeVar("Running", bound=threading.Thread)
 
 __all__ = ["Pipeline"]
 
@@ -254,34 +257,41 @@ class Pipeline:
         self._stopping.set()
         self._frames.release()
         for capture in self._captures:
-            if not self._await(capture, capture.source.close, patient=False):
-                log.error("camera %s: did not end in time", capture.camera, extra={"camera": capture.camera})
+            threading.Thread(target=self._close, args=(capture,), name=f"close {capture.camera}", daemon=True).start()
+        for capture in self._await(self._captures, patient=False):
+            log.error("camera %s: did not end in time", capture.camera, extra={"camera": capture.camera})
         self._frames.close()
-        if not self._await(self._inference):
+        if self._await([self._inference]):
             log.error("the engine did not end in time", extra={"event": "stop"})
             for frame in [*self._inference.take_in_hand(), *self._frames.clear()]:
                 self._drop(frame, "stop")
         for delivery in self._deliveries:
             delivery.finish()
-        for delivery in self._deliveries:
-            if not self._await(delivery):
-                delivery.abandon()
+        for delivery in self._await(self._deliveries):
+            delivery.abandon()
         self._done.set()
 
-    def _await(self, thread: threading.Thread, urge: Callable[[], None] | None = None, *, patient: bool = True) -> bool:
-        """Wait for a thread: patiently while nobody asked to stop, else ``stop_seconds``; whether it ended.
+    def _close(self, capture: Capture) -> None:
+        """Thread, since a library's call may hang: close a source until nobody reads it, for it may open once more."""
+        failed = False
+        while capture.is_alive() and not self._done.is_set():
+            try:
+                capture.source.close()
+            except Exception as error:  # noqa: BLE001 - a library behind a source may raise anything
+                if not failed:
+                    log.warning("camera %s: %s", capture.camera, describe(error), extra={"camera": capture.camera})
+                failed = True
+            capture.join(0.1)
 
-        urge  called again and again: a source may have been opened again just after it was closed.
-        """
+    def _await(self, threads: Sequence[Running], *, patient: bool = True) -> list[Running]:
+        """Wait for threads, all together: patiently while nobody asked to stop, else ``stop_seconds``; those that did not end."""
         start = time.monotonic_ns()
-        while thread.is_alive():
+        while alive := [thread for thread in threads if thread.is_alive()]:
             asked_ns = self._stop_at_ns if patient else start
             if asked_ns is not None and time.monotonic_ns() - max(asked_ns, start) > self._stop_seconds * 1e9:
-                return False
-            if urge is not None:
-                urge()
-            thread.join(0.1)
-        return True
+                return alive
+            alive[0].join(0.1)
+        return []
 
 
 def _unique(names: Sequence[str]) -> list[str]:

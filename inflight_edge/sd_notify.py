@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import time
+import weakref
 from collections.abc import Mapping
 
 __all__ = ["Notifier"]
@@ -24,6 +25,12 @@ class Notifier:
         address = environment.get("NOTIFY_SOCKET", "")
         # "@" stands for the zero byte of Linux's abstract names.
         self._address = "\0" + address[1:] if address.startswith("@") else address
+        # Made now: later there may be no file left to make one with, and silence would end the service.
+        self._channel = (
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) if self._address else None
+        )
+        if self._channel is not None:
+            weakref.finalize(self, self._channel.close)
         microseconds = environment.get("WATCHDOG_USEC", "")
         mine = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         self.interval_ns = int(microseconds) * 500 if mine and microseconds.isdigit() and self._address else 0
@@ -46,11 +53,10 @@ class Notifier:
 
     def send(self, message: str) -> None:
         """Send one datagram; a failure is logged: frames matter more."""
-        if not self._address:
+        if self._channel is None:
             return
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-                channel.settimeout(1.0)
-                channel.sendto(message.encode(), self._address)
+            self._channel.settimeout(1.0)
+            self._channel.sendto(message.encode(), self._address)
         except OSError as error:
             log.warning("systemd was not told %s: %s", message.partition("\n")[0], error)

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -16,6 +17,7 @@ from typing import Any
 
 from inflight_edge._arguments import check_file
 from inflight_edge._text import printable, table
+from inflight_edge.affinity import pin
 from inflight_edge.capture import describe
 from inflight_edge.detector import Detector
 from inflight_edge.events import Status
@@ -85,11 +87,20 @@ def serve(settings: Settings, *, json_path: Path | None = None, quiet: bool = Fa
 
 
 def _load(settings: Settings) -> Detector:
+    """The detector, made where it will run: an engine's own threads have the processors of the thread that made them."""
+    cpus = settings.processors.get("inference", frozenset())
+    with ThreadPoolExecutor(1, initializer=pin, initargs=(cpus,)) as executor:
+        return executor.submit(_verified, settings, len(cpus)).result()
+
+
+def _verified(settings: Settings, n_cpus: int) -> Detector:
+    # ONNX Runtime pins the threads whose number it chooses itself to processors that it chooses too.
+    counted = n_cpus if n_cpus and settings.engine != "tensorrt" else None
     return load_verified(
         settings.bundle,
         engine=settings.engine,
         scorer=settings.scorer,
-        threads=settings.threads,
+        threads=settings.threads or counted,
         options=settings.engine_options,
         precision=settings.precision,
         key=settings.key,
@@ -123,7 +134,12 @@ class Service:
             threading.Thread(target=self._announce_end, name="end", daemon=True).start()
             self._notifier.ready()
             log.info("running", extra={"event": "ready"})
-            self._serve()
+            try:
+                self._serve()
+            except BaseException:
+                self._pipeline.stop()  # what was read is delivered first
+                self._pipeline.join()
+                raise
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -163,7 +179,10 @@ class Service:
             self._notifier.alive()
         if self._progress:
             status = self._pipeline.status()
-            print(f"{progress_line(status)}\x1b[K", end="\r", file=sys.stderr, flush=True)
+            try:
+                print(f"{progress_line(status)}\x1b[K", end="\r", file=sys.stderr, flush=True)
+            except OSError:
+                self._progress = False  # the terminal has gone, the cameras have not
 
     def _reload(self) -> None:
         """Load the bundle and hand it over; the old one stays when anything is wrong with the new one."""

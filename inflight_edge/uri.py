@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 
 from inflight_edge.errors import OptionError
 
-__all__ = ["Uri", "one_of", "real_number", "whole_number", "without_secrets"]
+__all__ = ["Uri", "one_of", "real_number", "whole_number", "without_named_secrets", "without_secrets"]
 
 T = TypeVar("T")
 
@@ -35,7 +35,11 @@ class Uri:
             self.rest = text
             return
         self.rest, _, query = rest.rpartition("#") if "#" in rest else (rest, "", "")
+        if "#" in self.rest and rest.startswith("//"):
+            raise OptionError(f"{self.text}: expected one # at most, before the options; write one of a login as %23")
         for name, value in parse_qsl(query, keep_blank_values=True):
+            if not re.fullmatch(r"[a-z_]+", name):  # not shown: it may be the end of a password
+                raise OptionError(f"{self.text}: expected name=value behind #, got other text; write # itself as %23")
             if name in self._options:
                 raise OptionError(f"{self.text}: expected the option {name} once, got it twice")
             self._options[name] = value
@@ -57,10 +61,20 @@ class Uri:
 
 
 def without_secrets(text: str) -> str:
-    """An address for messages: user and password, the query of a URL and options that are secrets become ``...``."""
-    text = re.sub(r"//[^/#]*@", "//...@", text)
+    """An address for messages; what may be a secret becomes ``...``.
+
+    These are user and password, the query of a URL, the path of a web hook, and what is assigned to a secret's name.
+    """
+    text = re.sub(r"//.*@", "//...@", text)  # up to the last one: a password may hold any other sign
+    text = re.sub(r"^(https?://[^/?#]*/)[^#]+", r"\1...", text)
     text = re.sub(r"\?[^#]*", "?...", text)
-    return re.sub(r"([#&](?:user|password|token)=)[^&]*", r"\1...", text)
+    text = re.sub(r"([#&](?:user|password|token)=)[^&]*", r"\1...", text)
+    return without_named_secrets(text)
+
+
+def without_named_secrets(text: str) -> str:
+    """Paths of cameras such as ``user=admin_password=abc_channel=1``, without what follows a secret's name."""
+    return re.sub(r"(?i)((?:pass|pwd|user|token|key)[\w-]*?=)[^/&_;#\s]+", r"\1...", text)
 
 
 def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import replace
 
 import pytest
 from bundles import CLEAN_EAST, CLEAN_WEST
+from outcomes import accepted, dropped
 from pipelines import ListSink, ListSource, stub_detector
 
 from inflight_edge import Pipeline, SinkError
@@ -72,3 +74,23 @@ def test_writing_on_does_not_say_that_what_was_refused_works_again(caplog: pytes
     assert delivery.lost == 5
     delivery._attempt(sink.flush, "flush")
     assert caplog.records[-1].getMessage() == "sink keeping: works again, after 2 times"
+
+
+def test_outcome_without_pixels_leaves_the_count_of_waiting_bytes_alone() -> None:
+    """Several threads send these, one those with pixels: only that one may write the count."""
+
+    class Guarded(Delivery):
+        sealed = False
+
+        def __setattr__(self, name: str, value: object) -> None:
+            assert name != "_bytes_in" or not self.sealed
+            super().__setattr__(name, value)
+
+    delivery = Guarded(ListSink(), "kept", 10, nudge=lambda: None)
+    delivery.offer(accepted(0), patient=False)
+    counted = delivery._bytes_in
+    assert counted > 0
+    delivery.sealed = True
+    bare = dropped(1)
+    delivery.offer(replace(bare, frame=replace(bare.frame, pixels=None)), patient=False)
+    assert (delivery._bytes_in, len(delivery)) == (counted, 2)

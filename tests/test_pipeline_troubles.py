@@ -27,6 +27,7 @@ from inflight_edge import (
     OptionError,
     Pipeline,
     SourceError,
+    capture,
 )
 from inflight_edge.capture import Backoff
 
@@ -128,6 +129,28 @@ def test_camera_that_goes_and_comes_back_goes_on_counting(caplog: pytest.LogCapt
     assert "camera cam: end of the stream" in [r.getMessage() for r in caplog.records]
 
 
+def test_camera_that_breaks_off_after_a_frame_again_and_again_is_called_ever_more_rarely(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    items = [CLEAN_WEST, SourceError("gone")] * 4
+    waits: list[float] = []
+    real = Backoff.wait
+
+    def noted(self: Backoff) -> float:
+        waits.append(real(self))
+        return waits[-1]
+
+    monkeypatch.setattr(Backoff, "wait", noted)
+    Pipeline(stub_detector(), [ListSource(items, live=True)], [], backoff=(0.001, 1.0)).run()
+    assert len(waits) == 4
+    assert all(later > earlier for earlier, later in zip(waits[:-2], waits[2:], strict=True))
+    waits.clear()
+    monkeypatch.setattr(capture, "PROVEN_NS", 0)  # as if it had lasted
+    Pipeline(stub_detector(), [ListSource(items, live=True)], [], backoff=(0.001, 1.0)).run()
+    assert len(waits) == 4
+    assert max(waits) <= 0.001
+
+
 def test_waiting_times_double_to_a_limit_and_vary() -> None:
     backoff = Backoff(0.5, 30.0)
     longest = [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
@@ -163,7 +186,10 @@ def test_file_that_breaks_off_is_an_error_after_its_frames_are_delivered_and_oth
     assert [camera for camera, _ in pipeline.errors] == ["broken"]
 
 
-@pytest.mark.parametrize("error", [OptionError("no such device"), DependencyError("av: not here")])
+@pytest.mark.parametrize(
+    "error",
+    [OptionError("no such device"), DependencyError("av: not here"), SourceError("hangs in its driver", final=True)],
+)
 def test_camera_that_no_wait_will_mend_stops_everything(error: Exception) -> None:
     class Wrong(ListSource):
         def open(self) -> None:
@@ -189,6 +215,37 @@ def test_stop_goes_on_without_a_source_that_hangs_and_its_late_frame_is_a_drop()
     stuck.set()
     until(lambda: pipeline.status().dropped == {("list", "stop"): 1})
     assert pipeline.status().captured == {"list": 1}
+
+
+def test_stop_goes_on_without_sources_whose_close_hangs_or_fails(caplog: pytest.LogCaptureFixture) -> None:
+    """Several that hang cost the time of one; sinks are flushed and closed all the same."""
+    stuck = threading.Event()
+
+    class Hanging(ListSource):
+        def close(self) -> None:
+            if pipeline._stopping.is_set():
+                stuck.wait(30)
+
+    class Failing(ListSource):
+        def close(self) -> None:
+            super().close()
+            if pipeline._stopping.is_set():
+                raise RuntimeError("driver bug")
+
+    sink = ListSink()
+    sources = [Hanging([CLEAN_WEST], live=True, hold=True, name=f"hangs {i}") for i in range(4)]
+    failing = Failing([CLEAN_WEST], live=True, hold=True, name="fails")
+    pipeline = Pipeline(stub_detector(), [*sources, failing], [sink], stop_seconds=0.5)
+    pipeline.start()
+    until(lambda: len(sink.outcomes) == 5)
+    began = time.monotonic()
+    pipeline.stop()
+    assert pipeline.join(5)
+    assert time.monotonic() - began < 4 * 0.5
+    stuck.set()
+    assert sink.calls[-2:] == ["flush", "close"]
+    assert "camera fails: RuntimeError: driver bug" in caplog.text
+    assert "camera hangs 3: did not end in time" in caplog.text
 
 
 def test_frame_stamped_in_the_future_or_by_another_clock_is_judged() -> None:

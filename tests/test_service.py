@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -21,7 +23,7 @@ import pytest
 from bundles import CLEAN_WEST, forge, tiny_guard, tiny_self_test, written
 from pipelines import ListSink, ListSource, exactly_one_outcome_each, stub_detector, until
 
-from inflight_edge import BundleError, Detector, OptionError, Pipeline
+from inflight_edge import BundleError, Detector, OptionError, Pipeline, service
 from inflight_edge.reload import load_verified
 from inflight_edge.sd_notify import Notifier
 from inflight_edge.service import Service, progress_line, serve, status_record, summary
@@ -138,6 +140,56 @@ def test_loading_verified_runs_the_self_test_first_whatever_alpha_is(bundle: Pat
         load_verified(bundle, threads=1)
 
 
+def test_terminal_that_goes_away_ends_the_progress_line_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(5, "Input/output error")
+
+    sink = ListSink()
+    pipeline = Pipeline(stub_detector(), [ListSource([CLEAN_WEST] * 3, live=True, pace_s=0.05)], [sink])
+    monkeypatch.setattr(service, "_TICK_S", 0.01)
+    monkeypatch.setattr(sys, "stderr", Gone())
+    status = Service(pipeline, never, Notifier({}), progress=True).run()
+    assert status.judged == {"list": 3}
+    assert sink.calls[-1] == "close"
+
+
+def test_whatever_ends_the_service_everything_is_delivered_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = ListSink()
+    pipeline = Pipeline(stub_detector(), [ListSource(endless(), live=True, pace_s=0.001)], [sink])
+    one = Service(pipeline, never, Notifier({}))
+
+    def fail() -> None:
+        until(lambda: sink.outcomes)
+        raise RuntimeError("bug")
+
+    monkeypatch.setattr(one, "_serve", fail)
+    with pytest.raises(RuntimeError, match="bug"):
+        one.run()
+    assert sink.calls[-2:] == ["flush", "close"]
+    exactly_one_outcome_each(sink.outcomes, pipeline.status().captured)
+
+
+@pytest.mark.parametrize("threads", [None, 3])
+def test_detector_is_made_on_the_processors_of_the_inference(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, threads: int | None
+) -> None:
+    """An engine's own threads inherit the processors of the thread that makes it."""
+    seen: list[tuple[set[int], int | None]] = []
+
+    def load(path: str, **options: Any) -> Detector:
+        seen.append((os.sched_getaffinity(0), options["threads"]))
+        return load_verified(path, **options)
+
+    monkeypatch.setattr(service, "load_verified", load)
+    before = os.sched_getaffinity(0)
+    cpu = max(before)
+    service._load(Settings(bundle=str(bundle), source=("x",), cpus=(f"inference={cpu}",), threads=threads))
+    service._load(Settings(bundle=str(bundle), source=("x",), threads=threads))
+    assert seen == [({cpu}, threads or 1), (before, threads)]
+    assert os.sched_getaffinity(0) == before
+
+
 # --- systemd
 
 
@@ -225,6 +277,19 @@ def test_outside_of_systemd_nothing_is_sent_and_a_dead_socket_harms_nothing(
     Notifier({"NOTIFY_SOCKET": str(tmp_path / "nobody")}).ready()
     assert "systemd was not told READY=1" in caplog.text
     assert Notifier({"NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": "10", "WATCHDOG_PID": "1"}).interval_ns == 0
+
+
+def test_watchdog_is_fed_where_no_file_is_left(manager: Manager) -> None:
+    notifier = Notifier({"NOTIFY_SOCKET": manager.path})
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            socket.socket(socket.AF_UNIX)
+        notifier.alive()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    until(lambda: manager.messages == ["WATCHDOG=1"])
 
 
 def test_abstract_socket_names() -> None:

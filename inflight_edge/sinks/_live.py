@@ -34,6 +34,7 @@ class LiveView:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._lock = threading.Lock()
+        self._encoding = threading.Lock()  # one picture at a time, however many ask: each takes memory
         self._count = 0
         self._points: deque[dict[str, Any]] = deque(maxlen=POINTS)
         self._newest: dict[str, Outcome] = {}
@@ -102,16 +103,17 @@ class LiveView:
 
     def latest(self, camera: str) -> bytes | None:
         """The newest frame of a camera as JPEG, or None."""
-        with self._lock:
-            outcome = self._newest.get(camera)
-            made = self._pictures.get(camera)
-        if outcome is None:
-            return None
-        if made is None or made[0] is not outcome.frame:
-            made = (outcome.frame, encode(outcome.frame, LARGE))
+        with self._encoding:
             with self._lock:
-                self._pictures[camera] = made
-        return made[1]
+                outcome = self._newest.get(camera)
+                made = self._pictures.get(camera)
+            if outcome is None:
+                return None
+            if made is None or made[0] is not outcome.frame:
+                made = (outcome.frame, encode(outcome.frame, LARGE))
+                with self._lock:
+                    self._pictures[camera] = made
+            return made[1]
 
     def flagged_picture(self, number: int) -> bytes | None:
         """A flagged frame by its number as JPEG, or None when it is no longer kept or had no pixels."""
@@ -149,7 +151,18 @@ def encode(frame: Frame, longest: int) -> bytes | None:
 def _thin(pixels: NDArray[np.uint8], colour: str, longest: int) -> NDArray[np.uint8]:
     """Every n-th pixel of a frame that is many times larger: the conversion to float then costs little."""
     step = max(pixels.shape[:2]) // (2 * longest)
-    return pixels if step < 2 or colour.startswith("nv12") else pixels[::step, ::step]
+    if step < 2:
+        return pixels
+    if not colour.startswith("nv12"):
+        return pixels[::step, ::step]
+    height, width = pixels.shape[0] // 3 * 2, pixels.shape[1]
+    chroma = pixels[height:].reshape(height // 2, width // 2, 2)[::step, ::step]
+    rows, columns = chroma.shape[:2]
+    luma = np.zeros((2 * rows, 2 * columns), np.uint8)
+    for i in (0, 1):  # those of a chroma value that stays
+        for j in (0, 1):
+            luma[i::2, j::2] = pixels[:height][i :: 2 * step, j :: 2 * step]
+    return np.concatenate([luma, chroma.reshape(rows, 2 * columns)])
 
 
 def coarse(histogram: Histogram) -> list[list[float]]:

@@ -69,19 +69,19 @@ class JsonLinesSink:
                 flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
             file = os.open(self._path, flags, 0o644)
         try:
-            self._regular = self._path != "-" and stat.S_ISREG(os.fstat(file).st_mode)
-            self._torn, self._size = False, 0
-            if self._regular:
+            regular, size = self._path != "-" and stat.S_ISREG(os.fstat(file).st_mode), 0
+            if regular:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._size = os.fstat(file).st_size
-                if self._size and os.pread(file, 1, self._size - 1) != b"\n":
-                    self._size += os.write(file, b"\n")
+                size = os.fstat(file).st_size
+                if size and os.pread(file, 1, size - 1) != b"\n":
+                    size += os.write(file, b"\n")
                 if self._fsync != "no":
                     _sync_folder(self._path)  # else a loss of power can take the new file's name
         except BaseException:
             os.close(file)
             raise
-        self._file = file
+        # Together: where the new file is refused, what is known of the old one still holds.
+        self._file, self._regular, self._size, self._torn = file, regular, size, False
 
     def write(self, outcome: Outcome) -> None:
         """Append the outcome's line.  Raises SinkError when it is lost: disk full, the reader of a pipe gone."""

@@ -15,6 +15,7 @@ __all__ = ["PrometheusSink", "from_address"]
 
 _REMEDY = "pip install 'inflight-edge[prometheus]'"
 _PREFIX = "inflight_edge"
+_IDLE_S = 10.0
 # Seconds.
 _BUCKETS = (.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1.0, 2.5)  # fmt: skip
 
@@ -50,6 +51,9 @@ class PrometheusSink:
             self._server, self._thread = client.start_http_server(self.port, self._host, registry)
         except OSError as error:
             raise SinkError(f"{self.name}: cannot listen: {error.strerror or error}; choose another port") from error
+        # Its server waits for a request for ever: idle connections would use up this process's files.
+        handler = self._server.RequestHandlerClass
+        self._server.RequestHandlerClass = type(handler.__name__, (handler,), {"timeout": _IDLE_S})
         self._latency = latency
         self.port = self._server.server_port
 

@@ -36,6 +36,8 @@ _COOKIE = "inflight_edge_token"
 _TOKEN = "INFLIGHT_EDGE_WEB_TOKEN"
 # Seconds between two messages to a browser, and how long the server may take to start or stop.
 _PERIOD, _PATIENCE = 0.25, 10.0
+# A connection without a request is closed then: idle ones would use up this process's files.
+_IDLE_S = 15.0
 # Browsers that may watch at a time: each costs the device time.
 MAX_VIEWERS = 16
 
@@ -139,7 +141,9 @@ class WebSink:
                 web.get("/flagged/{number:\\d{1,18}}", self._flagged),
             ]
         )
-        runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0, handler_cancellation=True)
+        runner = web.AppRunner(
+            application, access_log=None, shutdown_timeout=1.0, handler_cancellation=True, keepalive_timeout=_IDLE_S
+        )
         await runner.setup()
         try:
             site = web.TCPSite(runner, self._host, self._port)
@@ -185,7 +189,7 @@ class WebSink:
         header = request.headers.get("Authorization", "").removeprefix("Bearer ")
         offered = (request.query.get("token"), request.cookies.get(_COOKIE), header)
         wanted = (self._token or "").encode()
-        return any(hmac.compare_digest(text.encode(), wanted) for text in offered if text)
+        return any(hmac.compare_digest(text.encode("utf-8", "surrogateescape"), wanted) for text in offered if text)
 
     async def _page(self, request: Any) -> Any:
         web = require("aiohttp.web", "")

@@ -63,6 +63,10 @@ class WebhookSink:
         self.name = f"webhook:{host}" + (f":{port}" if port else "")
         self._url = parts._replace(netloc=host + (f":{port}" if port else ""), fragment="").geturl()
         self._headers = {"Content-Type": "application/json", "User-Agent": "inflight-edge"}
+        if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
+            raise OptionError(
+                "webhook: token: expected printable ASCII without spaces, got others; is there a line end?"
+            )
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
         elif parts.username is not None:
@@ -103,6 +107,8 @@ class WebhookSink:
             return flagged(outcome)
         if self._send == "all":
             return True
+        if outcome.verdict is None:
+            return False  # a drop tells of the alarm as another thread saw it: no news, and maybe old
         before = self._alarms.get(outcome.frame.camera, False)
         self._alarms[outcome.frame.camera] = outcome.alarm
         return outcome.alarm != before
@@ -186,6 +192,8 @@ class WebhookSink:
             return f"no answer: {error.reason}", False, 0.0
         except (OSError, http.client.HTTPException) as error:  # TimeoutError is an OSError
             return f"no answer: {str(error) or type(error).__name__}", False, 0.0
+        except Exception as error:  # noqa: BLE001 - the worker must go on; the text may hold a header, so the token
+            return f"no answer: {type(error).__name__}", False, 0.0
 
 
 class _NoRedirection(urllib.request.HTTPRedirectHandler):

@@ -69,6 +69,10 @@ class Background:
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(patience_s)
 
+    def hangs(self) -> bool:
+        """Whether its thread has not ended though it was closed."""
+        return self._closed and self._thread.is_alive()
+
     def _run(self) -> None:
         try:
             frames = self._connect()
@@ -137,3 +141,7 @@ class CameraSource:
         """End the connection; a read or open that waits ends at once."""
         if self._background is not None:
             self._background.close()
+
+    def hangs(self) -> bool:
+        """Whether the last connection was closed and is still held, by a call of the library that does not end."""
+        return self._background is not None and self._background.hangs()

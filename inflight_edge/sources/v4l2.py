@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import stat
+import time
 from collections.abc import Generator
 
 from inflight_edge.errors import OptionError, SourceError
@@ -14,6 +15,9 @@ from inflight_edge.sources._pyav import frames_of, open_video
 from inflight_edge.uri import Uri, real_number, whole_number
 
 __all__ = ["V4l2Source", "from_uri"]
+
+# A connection that hangs for so long is given up, and with it the process.
+HUNG_S = 60.0
 
 
 class V4l2Source(CameraSource):
@@ -41,6 +45,7 @@ class V4l2Source(CameraSource):
             raise OptionError(f"{device}: expected width and height, or neither")
         super().__init__(self._open, name=name or device, timeout_s=timeout_s)
         self._device = device
+        self._hung_at: float | None = None
         self._options = {
             **({} if width is None else {"video_size": f"{width}x{height}"}),
             **({} if fps is None else {"framerate": f"{fps:g}"}),
@@ -48,7 +53,18 @@ class V4l2Source(CameraSource):
         }
 
     def open(self) -> None:
-        """Open the camera.  Raises SourceError, which says what to do; DependencyError."""
+        """Open the camera.  Raises SourceError, which says what to do; DependencyError.
+
+        A driver that has stopped giving frames may hold FFmpeg's thread, and with it the camera, as long as this process
+        lives: after a minute the error is final.
+        """
+        if not self.hangs():
+            self._hung_at = None
+        elif self._hung_at is None:
+            self._hung_at = time.monotonic()
+        if self._hung_at is not None:
+            text = "the last connection hangs in its driver, which keeps the camera; unplug it, or restart this program"
+            raise SourceError(f"{self.name}: {text}", final=time.monotonic() - self._hung_at > HUNG_S)
         self._check()
         super().open()
 

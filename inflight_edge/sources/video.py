@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Generator, Iterator
 from typing import Literal
@@ -14,7 +13,7 @@ from inflight_edge.events import Frame
 from inflight_edge.sources._background import CameraSource
 from inflight_edge.sources._pyav import frames_of, open_video
 from inflight_edge.sources._replay import Replay
-from inflight_edge.uri import Uri, one_of, real_number
+from inflight_edge.uri import Uri, one_of, real_number, without_named_secrets
 
 __all__ = ["VIDEO_SUFFIXES", "RtspSource", "VideoSource", "from_uri", "rtsp_from_uri"]
 
@@ -78,8 +77,7 @@ class RtspSource(CameraSource):
             raise OptionError("RTSP address: expected rtsp://[user:password@]host[:port]/path, got something else")
         if transport not in ("tcp", "udp"):
             raise OptionError(f"transport: expected tcp or udp, got {transport!r}")
-        path = re.sub(r"(?i)((?:pass\w*|pwd|user\w*|token|key)=)[^/&_;]*", r"\1...", parts.path)
-        shown = f"{parts.scheme}://{host}{port}{path}"
+        shown = f"{parts.scheme}://{host}{port}{without_named_secrets(parts.path)}"
         super().__init__(self._open, name=name or shown, timeout_s=timeout_s, grace_s=1.0)
         self._url, self._transport = url, transport
 

@@ -164,6 +164,30 @@ def test_a_file_that_was_moved_or_removed_is_opened_again(path: Path) -> None:
     assert (indices(path.with_name("moved")), indices(path)) == ([0], [2])
 
 
+def test_new_file_that_is_refused_changes_nothing_of_the_old_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process has the path by now; lines go on into the moved file, and a cut one is taken back from its end."""
+    moved = path.with_name("moved")
+    with opened(f"jsonl:{path}") as sink:
+        write_all(sink, 0, 1, 2)
+        path.rename(moved)
+        with opened(f"jsonl:{path}"):
+            with pytest.raises(SinkError, match="cannot be opened again: another process writes to it"):
+                sink.flush()
+            real = os.write
+
+            def cut(file: int, data: bytes) -> int:
+                if len(data) < 50:
+                    raise OSError(28, "No space left on device")
+                return real(file, data[:-49])
+
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "write", cut)
+                with pytest.raises(SinkError, match="outcome lost: No space left on device"):
+                    sink.write(accepted(3))
+            write_all(sink, 4)
+    assert indices(moved) == [0, 1, 2, 4]
+
+
 def test_full_disk_is_an_error_and_over_when_there_is_space(small_disk: Path) -> None:
     path, ballast = small_disk / "verdicts.jsonl", small_disk / "ballast"
     ballast.write_bytes(bytes(50_000))

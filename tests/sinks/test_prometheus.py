@@ -13,7 +13,7 @@ from outcomes import accepted, context, dropped, status, triggered
 
 from inflight_edge import OptionError, SinkError
 from inflight_edge.events import Context
-from inflight_edge.sinks import make_sink
+from inflight_edge.sinks import make_sink, prometheus
 
 parser = pytest.importorskip("prometheus_client.parser", reason="prometheus-client is not installed")
 
@@ -109,6 +109,12 @@ def test_it_listens_on_loopback_unless_told() -> None:
     with opened("prometheus://0.0.0.0:0") as sink:
         assert sink._server.server_address[0] == "0.0.0.0"
     assert make_sink("prometheus://").name == "prometheus:127.0.0.1:9108"
+
+
+def test_idle_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prometheus, "_IDLE_S", 0.3)
+    with opened() as sink, socket.create_connection(("127.0.0.1", sink.port), 10) as idle:
+        assert idle.recv(1) == b""
 
 
 def test_a_port_in_use_is_an_error_and_free_after_close() -> None:

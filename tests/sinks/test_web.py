@@ -5,9 +5,11 @@ import json
 import logging
 import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,8 @@ from sinks_live import Feed, picture
 pytest.importorskip("aiohttp", reason="the live page needs aiohttp")
 
 from inflight_edge import Decision, OptionError, SinkError
+from inflight_edge.colour import check_frame, to_rgb
+from inflight_edge.sinks import _live, web
 from inflight_edge.sinks._live import FLAGGED, POINTS, LiveView, coarse, encode
 from inflight_edge.sinks.web import MAX_VIEWERS, WebSink
 
@@ -145,6 +149,8 @@ def test_off_loopback_a_token_is_demanded(feed: Feed, caplog: pytest.LogCaptureF
             assert get(address + path)[0] == 401
             assert get(f"{address}{path}?token={token}x")[0] == 401
         assert get(address, {"Authorization": f"Bearer {token}"})[0] == 200
+        assert get(address, {"Authorization": "Bearer \xff"})[0] == 401
+        assert get(address + "?token=%FF")[0] == 401
         opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
         with opener.open(f"{address}?token={token}", timeout=10) as answer:
             assert answer.url == address  # the token has left the address bar
@@ -238,6 +244,47 @@ def test_histogram_in_few_bars_keeps_every_frame(feed: Feed) -> None:
     assert bars[0][0] >= 100
     assert bars[-1][0] >= 90_000 > bars[-2][0]
     assert len(bars) < 50
+
+
+@pytest.mark.parametrize("colour", ["nv12-bt601", "nv12-bt709-full"])
+def test_large_nv12_frame_is_thinned_with_its_chroma(colour: Any) -> None:
+    """What stays are the pixels of every third chroma value: the conversion of the whole picture, thinned."""
+    rng = np.random.default_rng(0)
+    height, width = 44, 62  # no multiples of the step
+    frame = rng.integers(0, 256, (height * 3 // 2, width), np.uint8)
+    thin = _live._thin(frame, colour, 10)
+    whole = to_rgb(frame, colour).reshape(height // 2, 2, width // 2, 2, 3)
+    expected = whole[::3, :, ::3].reshape(2 * 8, 2 * 11, 3)
+    np.testing.assert_array_equal(to_rgb(check_frame(thin, colour), colour), expected)
+
+
+def test_many_who_ask_for_the_newest_picture_get_one_that_is_made_once(
+    feed: Feed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view, made = LiveView(feed.context), []
+
+    def slow(frame: Any, longest: int) -> bytes:
+        made.append(longest)
+        time.sleep(0.1)
+        return b"picture"
+
+    view.add(feed.outcome(Decision.ACCEPT, pixels=picture(shape=(8, 8, 3))))
+    monkeypatch.setattr(_live, "encode", slow)
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(view.latest, ["front"] * 8)) == [b"picture"] * 8
+    assert len(made) == 1
+
+
+def test_idle_connection_is_closed(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "_IDLE_S", 0.3)
+    sink = WebSink("127.0.0.1:0")
+    sink.open(feed.context)
+    try:
+        port = int(sink.url.rstrip("/").rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), 10) as idle:
+            assert idle.recv(1) == b""
+    finally:
+        sink.close()
 
 
 def test_encode_gives_none_for_what_is_no_picture(feed: Feed) -> None:

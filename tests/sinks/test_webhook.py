@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import time
+import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -61,6 +63,7 @@ def test_all_outcomes_or_changes_of_the_alarm(receiver: Receiver) -> None:
     sink = opened(receiver, "#send=alarm")
     for index, (camera, alarm) in enumerate([("a", 0), ("a", 1), ("b", 0), ("a", 1), ("b", 1), ("a", 0)]):
         sink.write(triggered(10 + index, alarm=bool(alarm), camera=camera))
+        sink.write(replace(dropped(90 + index, camera=camera), alarm=not alarm))  # what another thread knew: no news
     sink.close()
     assert receiver.accepted == [0, 1, 2, 11, 14, 15]
 
@@ -219,6 +222,37 @@ def test_credentials_are_sent_and_never_shown(receiver: Receiver, monkeypatch: p
     assert "option timeout_s: expected a number from 0.01 to 600, got 'never'" in str(raised.value)
     assert "s3cret@" not in str(raised.value)
     assert "?s3cret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("answer", [ValueError("Invalid header value b'Bearer t0ken'"), UnicodeError("label empty")])
+def test_worker_goes_on_after_any_error_and_shows_nothing_of_it(
+    answer: Exception, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Opener:
+        def __init__(self) -> None:
+            self.problems = [answer, answer]
+            self.real = urllib.request.build_opener()
+
+        def open(self, *arguments: Any, **options: Any) -> Any:
+            if self.problems:
+                raise self.problems.pop()
+            return self.real.open(*arguments, **options)
+
+    opener = Opener()
+    monkeypatch.setattr(webhook.urllib.request, "build_opener", lambda *_: opener)
+    sink = opened(receiver)
+    sink.write(triggered(1))
+    wait_for(lambda: receiver.accepted == [1])
+    sink.close()
+    assert f"no answer: {type(answer).__name__}; trying again" in caplog.text
+    assert str(answer) not in caplog.text
+
+
+@pytest.mark.parametrize("token", ["secret\n", "two words", "schlüssel", "\x00"])
+def test_token_that_is_no_header_is_refused_and_not_shown(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OptionError, match="token: expected printable ASCII without spaces") as raised:
+        webhook.WebhookSink("https://host/hook", token=token)
+    assert token not in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from waiting import wait_for
 
 from inflight_edge import OptionError, SourceError
-from inflight_edge.sources import _pyav
+from inflight_edge.sources import _pyav, v4l2
 from inflight_edge.sources.v4l2 import V4l2Source
 
 av = pytest.importorskip("av", reason="PyAV is not installed: pip install 'inflight-edge[video]'")
@@ -122,6 +124,33 @@ def test_camera_that_hangs_is_an_error_in_time_and_its_close_does_not_wait(monke
         source.open()
     source.close()
     assert time.monotonic() - began < 1.3
+
+
+def test_camera_whose_driver_never_answers_again_is_given_up_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck = threading.Event()
+
+    def hang() -> Iterator[None]:
+        stuck.wait(30)
+        raise av.error.OSError(19, "No such device", "/dev/null")
+
+    camera(monkeypatch, hang)
+    source = V4l2Source("/dev/null", timeout_s=0.1)
+    with pytest.raises(SourceError, match=r"not connected within 0.1 s"):
+        source.open()
+    source.close()
+    with pytest.raises(
+        SourceError, match=r"the last connection hangs in its driver, .* restart this program"
+    ) as raised:
+        source.open()
+    assert not raised.value.final
+    monkeypatch.setattr(v4l2, "HUNG_S", 0.0)
+    with pytest.raises(SourceError, match=r"hangs in its driver") as raised:
+        source.open()
+    assert raised.value.final
+    stuck.set()
+    wait_for(lambda: not source.hangs())
+    with pytest.raises(SourceError, match="No such device"):  # the driver answers again: it is asked again
+        source.open()
 
 
 def test_half_a_size_is_refused() -> None:
