@@ -16,7 +16,7 @@ extern "C" {
 #define IFE_API
 #endif
 
-/* The scorers keep two vectors of this length on the stack: 2 x 64 KiB. */
+/* The scorers keep vectors of this length on the stack: a call takes up to 224 KiB of it. */
 #define IFE_MAX_FEATURES 16384
 /* Far more than any guard has; counts of rows and frames stay clear of INT32_MAX. */
 #define IFE_MAX_COMPONENTS 1048576

@@ -118,12 +118,12 @@ INLINE double bound_rows(const bool diagonal, const ife_scorer *scorer, const fl
     return best;
 }
 
-static ife_status score_best(const ife_scorer *scorer, const float *features, float *out, int32_t *n_scored) {
+/* score_best for the other kinds; both apart, so that their scratch is not on the stack at the same time. */
+SEPARATE ife_status score_best_coded(const ife_scorer *scorer, const float *features, float *out, int32_t *n_scored) {
     _Alignas(64) float a[SCRATCH];
     _Alignas(64) float b[SCRATCH];
     double upper[IFE_BOUNDED_COMPONENTS];
     bool finite;
-    if (scorer->kind == IFE_FULL) return score_best_full(scorer, features, out, n_scored);
     const comparison with = prepare(scorer, features, 1, false, a, b, &finite);
     *n_scored = 0;
     if (!finite) return IFE_NONFINITE;
@@ -136,4 +136,9 @@ static ife_status score_best(const ife_scorer *scorer, const float *features, fl
         ++*n_scored;
     }
     return IFE_OK;
+}
+
+static ife_status score_best(const ife_scorer *scorer, const float *features, float *out, int32_t *n_scored) {
+    return scorer->kind == IFE_FULL ? score_best_full(scorer, features, out, n_scored)
+                                    : score_best_coded(scorer, features, out, n_scored);
 }

@@ -18,11 +18,6 @@ IFE_MATH uint32_t ife_magnitude_bits(float x) {
     return bits & 0x7fffffffu;
 }
 
-/* Not folded into the whitener: x - mean is exact where x is near the mean, x * a - b is not. */
-IFE_MATH float ife_standardise(float x, float mean, float scale) {
-    return (x - mean) / scale;
-}
-
 /* A number as the unevaluated sum of two floats: 46 bits or more instead of 24. */
 typedef struct {
     float high;
@@ -31,6 +26,7 @@ typedef struct {
 
 /*
  * (x - mean) / scale to about 2^-44 of itself: a deviation of a thousandth of z needs more digits than a float has.
+ * Not folded into the whitener: x - mean is exact where x is near the mean, x * a - b is not.
  * inverse is 1 / scale rounded.  The FMA form: the difference with its rounding error (Knuth's TwoSum), a quotient,
  * and the exact remainder of that quotient.
  */
@@ -61,12 +57,7 @@ IFE_MATH float ife_pair_difference(ife_pair z, float centre) {
     return (z.high - centre) + z.low;
 }
 
-/* Centred square: the expanded form loses all digits where |z| is large against the deviation. */
-IFE_MATH float ife_diagonal_term(float z, float mean, float inverse_deviation) {
-    const float y = (z - mean) * inverse_deviation;
-    return y * y;
-}
-
+/* Centred square: the expanded form loses all digits where |y| is large against the difference. */
 IFE_MATH float ife_distance_term(float y, float centre) {
     const float difference = y - centre;
     return difference * difference;

@@ -3,7 +3,7 @@
 /*
  * Squared norm over the panels from `panel` on, added to *squared in the order of whiten: past the last panel it is
  * bit for bit what a score is made of.  Stops where the component's log-likelihood, which can only fall, has fallen
- * below best; NaN goes on to the end.
+ * below best, or is NaN, which counts as -INFINITY.
  */
 SEPARATE void triangle_norm(const ife_scorer *scorer, const float *features, size_t m, size_t panel, size_t end,
                             double best, float *centred, double *squared, bool *finite) {

@@ -53,7 +53,8 @@ def preprocess(cnp.ndarray frame, str pixels, bint bt709, bint full_range, tuple
     image.height = <int>(frame.shape[0] if image.pixels != IFE_NV12 else frame.shape[0] // 3 * 2)
     image.bt709 = bt709
     image.full_range = full_range
-    image.stride = <size_t>cnp.PyArray_STRIDE(frame, 0)
+    # Not NumPy's, which is any number for an axis of one row.
+    image.stride = <size_t>image.width * (3 if image.pixels in (IFE_RGB, IFE_BGR) else 1)
     image.samples = <const unsigned char *>cnp.PyArray_DATA(frame)
     image.chroma = NULL
     if image.pixels == IFE_NV12:

@@ -14,7 +14,7 @@ from inflight_edge.detector import Detector
 from inflight_edge.environment import describe_environment
 from inflight_edge.errors import BundleError, OptionError
 from inflight_edge.latency import Histogram
-from inflight_edge.verdict import Verdict
+from inflight_edge.verdict import Decision, Verdict
 
 __all__ = ["STAGES", "WARM_UP", "Stages", "bench", "check_verdicts", "run_frames"]
 
@@ -96,16 +96,24 @@ def bench(detector: Detector, n_frames: int) -> dict[str, Any]:
     run_frames(Stages.of(detector), frames, buffer, WARM_UP)
     stages = Stages.of(detector)
     run_frames(stages, frames, buffer, n_frames)
+    decisions = detector.bundle.self_test.decisions
     return {
         "environment": describe_environment(),
         "frames": n_frames,
-        "guarded": stages.histograms["scorer"].count,
+        "guarded": sum(decisions[i % len(frames)] != Decision.UNGUARDED.value for i in range(n_frames)),
         "warm_up": WARM_UP,
         "engine": detector.engine.name,
-        "scorer": " ".join(sorted({f"{s.backend} {s.instruction_set}".strip() for s in detector.guards.values()})),
+        "scorer": _scorer(detector),
         "inside": STAGES,
         "stages": {name: asdict(h.summary()) for name, h in stages.histograms.items() if h.count},
     }
+
+
+def _scorer(detector: Detector) -> str:
+    """Backend and instruction set of what judges: behind TensorRT that may be the engine itself."""
+    if detector.judge_inputs is not None:
+        return "cuda, in the engine"
+    return " ".join(sorted({f"{s.backend} {s.instruction_set}".strip() for s in detector.guards.values()}))
 
 
 def run_frames(stages: Stages, frames: NDArray[np.uint8], buffer: NDArray[np.uint8], n_frames: int) -> None:

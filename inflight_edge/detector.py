@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -66,6 +66,8 @@ class Detector:
                 scorer == "cuda" or (scorer == "auto" and "cuda" in available_backends())
             )
             engine = make_engine(bundle, engine, threads=threads, options=options, judging=judging)
+        if isinstance(engine, TensorRtEngine) and engine.guards and not _same(engine.guards, bundle.guards):
+            raise OptionError("engine: expected one that was made with this bundle's guards, got others; make it anew")
         self.engine: Engine = engine
         self.judge_inputs: Callable[[FloatArray], list[Verdict]] | None = (
             engine.judge if isinstance(engine, TensorRtEngine) and engine.guards else None
@@ -260,3 +262,15 @@ def _text(error: Exception) -> str:
 
 def _invalid(reason: str, predicted: int | None = None) -> Verdict:
     return Verdict(Decision.INVALID, predicted, reason=reason)
+
+
+def _same(some: Sequence[Guard], others: Sequence[Guard]) -> bool:
+    """Whether these are the same guards, in their order."""
+    if len(some) != len(others):
+        return False
+    return all(
+        np.array_equal(getattr(one, field.name), getattr(other, field.name))
+        for one, other in zip(some, others, strict=True)
+        if one is not other
+        for field in fields(one)
+    )

@@ -17,7 +17,7 @@ IntArray = NDArray[np.int32]
 Kind = Literal["diagonal", "shared", "full"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-# The C scorers keep two feature vectors on the stack: 2 x 64 KiB at this limit.
+# The C scorers keep vectors of this length on the stack: a call takes up to 224 KiB of it.
 MAX_FEATURES = 16384
 MAX_COMPONENTS = 1 << 20
 

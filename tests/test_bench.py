@@ -10,6 +10,7 @@ import pytest
 from bundles import tiny_bundle, tiny_guard, tiny_self_test, written
 
 from inflight_edge import Detector
+from inflight_edge import bench as bench_module
 from inflight_edge.bench import STAGES, WARM_UP, Stages, bench
 from inflight_edge.cli import main
 from inflight_edge.environment import describe_environment
@@ -27,6 +28,13 @@ def test_every_stage_is_counted_and_ordered() -> None:
         assert stage["count"] == (guarded if name in ("scorer", "guard") else 12)
         assert 0 < stage["p50_ns"] <= stage["p99_ns"] <= stage["p999_ns"] <= stage["max_ns"]
     assert json.loads(json.dumps(figures)) == figures
+
+
+def test_the_engine_is_named_where_it_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = Detector(tiny_bundle())
+    assert bench_module._scorer(detector).startswith("cpu ")
+    detector.judge_inputs = lambda batch: []
+    assert bench_module._scorer(detector) == "cuda, in the engine"
 
 
 def test_stages_give_the_detectors_verdicts() -> None:

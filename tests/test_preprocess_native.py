@@ -53,6 +53,16 @@ def test_strided_frame_is_read_as_it_looks(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(preprocess(frame), preprocess(frame.copy()))
 
 
+@pytest.mark.parametrize("shape", [(1, 28), (1, 28, 1), (1, 28, 3), (28, 1), (1, 1, 3)])
+def test_frame_of_one_row_or_column(rng: np.random.Generator, shape: tuple[int, ...]) -> None:
+    """NumPy gives an axis of length one any stride."""
+    whole = rng.integers(0, 256, shape[1:], dtype=np.uint8)
+    frame = whole[None] if shape[0] == 1 else rng.integers(0, 256, shape, dtype=np.uint8)
+    preprocess = Preprocess((3 if shape[-1] == 3 else 1, 4, 4))
+    expected = preprocess.normalise(preprocess.pixels(frame, "rgb"))
+    np.testing.assert_allclose(preprocess(frame), expected, rtol=0, atol=1e-5)
+
+
 def test_bgr_is_rgb_backwards(rng: np.random.Generator) -> None:
     frame = rng.integers(0, 256, (6, 5, 3), dtype=np.uint8)
     for channels in (1, 3):

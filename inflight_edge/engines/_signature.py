@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from inflight_edge.errors import EngineError
 
-__all__ = ["FLOAT", "OUTPUTS", "Declared", "Signature", "line"]
+__all__ = ["FLOAT", "OUTPUTS", "Declared", "Signature", "chunks", "line"]
 
 FloatArray = NDArray[np.float32]
 Outputs = tuple[FloatArray, FloatArray]
@@ -57,8 +57,8 @@ class Signature:
         self._check(batch)
         if self.batch_size is None:
             return _checked(call(batch), batch.shape[0])
-        chunks = [_checked(call(chunk), self.batch_size) for chunk in _chunks(batch, self.batch_size)]
-        logits, features = (np.concatenate(parts)[: batch.shape[0]] for parts in zip(*chunks, strict=True))
+        results = [_checked(call(chunk), self.batch_size) for chunk in chunks(batch, self.batch_size)]
+        logits, features = (np.concatenate(parts)[: batch.shape[0]] for parts in zip(*results, strict=True))
         return logits, features
 
     def _check(self, batch: FloatArray) -> None:
@@ -85,7 +85,7 @@ def _checked(outputs: Outputs, n_frames: int) -> Outputs:
     return outputs
 
 
-def _chunks(batch: FloatArray, size: int) -> list[FloatArray]:
+def chunks(batch: FloatArray, size: int) -> list[FloatArray]:
     """Pieces of exactly ``size`` frames; zeros fill the last one."""
     missing = -batch.shape[0] % size
     if missing:

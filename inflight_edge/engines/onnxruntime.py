@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from inflight_edge.engines._signature import OUTPUTS, Declared, Signature, line
 from inflight_edge.engines._wire import refuse_external_data
 from inflight_edge.errors import EngineError
 
-__all__ = ["OnnxRuntimeEngine"]
+__all__ = ["OnnxRuntimeEngine", "OnnxSession"]
 
 _FATAL = 4  # the other severities would be printed to the terminal; errors are raised anyway
 _LEVELS = {
@@ -24,21 +25,12 @@ _LEVELS = {
 }
 
 
-class OnnxRuntimeEngine:
-    """A classifier run by ONNX Runtime's CPUExecutionProvider; one object may be called by several threads.
+class OnnxSession:
+    """Any ONNX model on ONNX Runtime's CPUExecutionProvider, with the options that are needed for safety.
 
-    model    ONNX file with one float32 input (N, channels, height, width) and the float32 outputs ``logits``
-             (N, C) and ``features`` (N, D).  N may be free or fixed; a fixed N is met by chunks, the last padded.
-    threads  threads per call; None leaves the choice to ONNX Runtime.
-    arena, optimisation  see EngineOptions.
-
-    input_name; fixed_batch is N where it is fixed, else None.
-    input_shape (channels, height, width), n_classes C and n_features D are None where the model leaves them free.
-    Raises EngineError for a model that does not fit or keeps weights in other files, OptionError, and
-    DependencyError without ONNX Runtime.
+    inputs, outputs  as the model declares them: objects with name, type and shape.
+    Arguments and errors as of OnnxRuntimeEngine.
     """
-
-    name = "onnxruntime"
 
     def __init__(
         self, model: bytes, *, threads: int | None = None, arena: bool = True, optimisation: Optimisation = "all"
@@ -63,6 +55,39 @@ class OnnxRuntimeEngine:
             self._session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except self._errors as error:
             raise EngineError(f"model: expected an ONNX file, got {line(error)}; export it again") from error
+        self.inputs, self.outputs = self._session.get_inputs(), self._session.get_outputs()
+
+    def run(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """The outputs named, in their order.  Raises EngineError when the runtime fails."""
+        try:
+            arrays = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+            results: list[NDArray[Any]] = self._session.run(list(outputs), arrays, self._run_options)
+        except self._errors as error:
+            shapes = ", ".join(str(array.shape) for array in inputs.values())
+            raise EngineError(f"onnxruntime failed on a batch {shapes}: {line(error)}") from error
+        return results
+
+
+class OnnxRuntimeEngine:
+    """A classifier run by ONNX Runtime's CPUExecutionProvider; one object may be called by several threads.
+
+    model    ONNX file with one float32 input (N, channels, height, width) and the float32 outputs ``logits``
+             (N, C) and ``features`` (N, D).  N may be free or fixed; a fixed N is met by chunks, the last padded.
+    threads  threads per call; None leaves the choice to ONNX Runtime.
+    arena, optimisation  see EngineOptions.
+
+    input_name; fixed_batch is N where it is fixed, else None.
+    input_shape (channels, height, width), n_classes C and n_features D are None where the model leaves them free.
+    Raises EngineError for a model that does not fit or keeps weights in other files, OptionError, and
+    DependencyError without ONNX Runtime.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(
+        self, model: bytes, *, threads: int | None = None, arena: bool = True, optimisation: Optimisation = "all"
+    ) -> None:
+        self._session = OnnxSession(model, threads=threads, arena=arena, optimisation=optimisation)
         declared = ([Declared(n.name, n.type, n.shape) for n in nodes] for nodes in self._inputs_and_outputs())
         self._signature = Signature.of(*declared)
         self.input_name, self.fixed_batch = self._signature.input_name, self._signature.batch_size
@@ -74,14 +99,10 @@ class OnnxRuntimeEngine:
         return self._signature.run(batch, self._call)
 
     def _inputs_and_outputs(self) -> tuple[Any, Any]:
-        return self._session.get_inputs(), self._session.get_outputs()
+        return self._session.inputs, self._session.outputs
 
     def _call(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        try:
-            inputs = {self._signature.input_name: np.ascontiguousarray(batch)}
-            logits, features = self._session.run(list(OUTPUTS), inputs, self._run_options)
-        except self._errors as error:
-            raise EngineError(f"onnxruntime failed on a batch {batch.shape}: {line(error)}") from error
+        logits, features = self._session.run(OUTPUTS, {self._signature.input_name: batch})
         return logits, features
 
 

@@ -6,6 +6,7 @@ Checked without a GPU: the kernel on the CPU, this module through a double of th
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Protocol
@@ -208,6 +209,7 @@ class DeviceBackend:
         self._features = scorer.device.buffer((scorer.max_frames, guard.n_features), np.float32)
         self._guard, self._n_features, self._n_rows = guard, guard.n_features, int(guard.classes.shape[0])
         self._lock = threading.Lock()
+        weakref.finalize(self, scorer.device.close)  # whichever thread lets go of it last
 
     def score_into(self, features: FloatArray, out: FloatArray) -> bool:
         """(D,) float32 -> (R,) float32.  False when an array does not fit; nothing was written then."""

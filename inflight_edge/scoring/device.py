@@ -5,9 +5,9 @@ Checked through a double of the driver.  It has not run on a device.
 
 from __future__ import annotations
 
-import atexit
 import threading
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -49,7 +49,8 @@ def _release() -> None:
         context.detach()
 
 
-atexit.register(_release)
+# Not atexit: finalizers run in the reverse order of their making, so that those of scorers and engines come before.
+weakref.finalize(_retain, _release)
 
 
 def capability(index: int = 0) -> tuple[int, int]:
@@ -91,6 +92,9 @@ class Device:
         self.memory: str = memory
         self.gpu: str = gpu.name()
         self._allocations: list[Any] = []
+        self._buffers: list[Buffer] = []
+        # Called by close() with the context current: pycuda frees nothing in a thread without it, and says nothing.
+        self.on_close: list[Callable[[], None]] = []
         with self.current():
             self.pycuda_stream: Any = self.driver.Stream(_NON_BLOCKING)
             self.stream = int(self.pycuda_stream.handle)
@@ -138,7 +142,9 @@ class Device:
 
     def buffer(self, shape: tuple[int, ...], dtype: Any) -> Buffer:
         """Array in host memory and its twin on the device."""
-        return Buffer(self, shape, dtype)
+        buffer = Buffer(self, shape, dtype)
+        self._buffers.append(buffer)
+        return buffer
 
     def synchronize(self) -> None:
         """Wait until everything on the stream is done."""
@@ -146,9 +152,9 @@ class Device:
             self.pycuda_stream.synchronize()
 
     def close(self) -> None:
-        """Wait for the stream and free it and the device memory; a second call does nothing.
+        """Wait for the stream and free it, the device memory and the page-locked one; a second call does nothing.
 
-        Arrays of mapped buffers stay valid for who holds them.
+        The buffers' arrays become ordinary ones; those that somebody else holds stay valid.
         """
         if self._context is None:
             return
@@ -160,8 +166,12 @@ class Device:
                     self.pycuda_stream = None  # pycuda destroys it only where the context is current
                     while self._allocations:
                         self._allocations.pop().free()
+                    for drop in (*self.on_close, *(buffer.unpin for buffer in self._buffers)):
+                        drop()
         finally:
             self._allocations.clear()
+            self._buffers.clear()
+            self.on_close.clear()
             self._context = None
 
 
@@ -182,6 +192,10 @@ class Buffer:
                 self._copy = device.allocate(self.host.nbytes)
                 self.address = int(self._copy)
         self.host.view(np.uint8)[...] = 0
+
+    def unpin(self) -> None:
+        """Let go of the page-locked memory, which must happen where the context is current."""
+        self.host, self._copy = self.host.copy(), None
 
     def to_device(self, length: int | None = None) -> None:
         """Enqueue the copy to the device, if there is one to make: of the first ``length`` entries, None for all."""

@@ -100,9 +100,13 @@ class CubinScorer:
                 self._module: Any = self.device.driver.module_from_buffer(cubin)
                 self._function: Any = self._module.get_function(self._entry["name"])
                 self._function.prepare(_FORMAT)
+            self.device.on_close.append(self._unload)
         except BaseException:
             self.device.close()
             raise
+
+    def _unload(self) -> None:
+        self._function = self._module = None
 
     def enqueue(self, features: int, logits: None, n_frames: int) -> None:
         """Enqueue the scores of N frames.  features: address of (N, D) float32.  logits: None, they are not read."""

@@ -15,7 +15,7 @@ from inflight_edge.errors import OptionError
 from inflight_edge.serving.config import Word, parameters, tensor
 from inflight_edge.serving.graph import OUTPUTS, with_verdict
 
-__all__ = ["Model", "Queue", "models_of"]
+__all__ = ["Model", "Queue", "identity_of", "models_of"]
 
 # The configuration, and by the file's name in the model's folder its bytes, or the path of what is copied there.
 Model = tuple[dict[str, Any], dict[str, Any]]
@@ -58,6 +58,24 @@ class Queue:
                 raise OptionError(f"{name}: expected an integer from {least} to {2**31 - 1}, got {value!r}")
 
 
+def identity_of(bundle: Bundle) -> dict[str, str]:
+    """What every model of a repository says of the bundle (of one precision) that it was made from, as its parameters."""
+    constants = bundle.preprocess
+    return {
+        "class_names": json.dumps(list(bundle.class_names)),
+        "preprocess": json.dumps(
+            {
+                "input_shape": constants.input_shape,
+                "scale": constants.scale,
+                "mean": constants.mean,
+                "std": constants.std,
+            }
+        ),
+        "classifier": sha256(bundle.model).hexdigest(),
+        "precision": bundle.precision,
+    }
+
+
 def models_of(
     bundle: Bundle,
     bundle_path: Path,
@@ -74,20 +92,7 @@ def models_of(
 
     bundle  of one precision.    input_name  of its ONNX file.
     """
-    constants = bundle.preprocess
-    identity = {
-        "class_names": json.dumps(list(bundle.class_names)),
-        "preprocess": json.dumps(
-            {
-                "input_shape": constants.input_shape,
-                "scale": constants.scale,
-                "mean": constants.mean,
-                "std": constants.std,
-            }
-        ),
-        "classifier": sha256(bundle.model).hexdigest(),
-        "precision": bundle.precision,
-    }
+    constants, identity = bundle.preprocess, identity_of(bundle)
     network = bundle.model if form == "ensemble" else with_verdict(bundle)
     outputs = _classifier_outputs(bundle) if form == "ensemble" else _verdict_outputs(bundle)
     network_name = f"{name}_classifier" if form == "ensemble" else name
@@ -205,6 +210,7 @@ def _batched(name: str, queue: Queue) -> dict[str, Any]:
             "default_queue_policy": {
                 "timeout_action": Word("REJECT"),
                 "default_timeout_microseconds": queue.timeout_us,
+                "allow_timeout_override": True,  # by a shorter one of the request
                 "max_queue_size": queue.size,
             },
         },

@@ -19,7 +19,8 @@ from inflight_edge._layout import MANIFEST, names_of
 from inflight_edge._optional import require
 from inflight_edge.bundle import read_bundle
 from inflight_edge.detector import Detector, NoEngine
-from inflight_edge.engines._wire import refuse_external_data
+from inflight_edge.engines._signature import chunks
+from inflight_edge.engines.onnxruntime import OnnxSession
 from inflight_edge.errors import BundleError, InflightError
 from inflight_edge.preprocess import Preprocess
 from inflight_edge.serving.graph import OUTPUTS
@@ -91,19 +92,25 @@ class PreprocessModel(_Model):
 
 
 class OnnxModel(_Model):
-    """Any ONNX model of one input by ONNX Runtime on the CPU, for servers without a backend for it."""
+    """An exported network by ONNX Runtime on the CPU, for servers without a backend for it.
+
+    Any number of frames: a fixed batch size is met by chunks, the last padded.
+    """
 
     def load(self) -> None:
         """The model beside this version's model.py."""
-        runtime = require("onnxruntime", "pip install onnxruntime into the server's Python")
-        model = (self.folder / "model.onnx").read_bytes()
-        refuse_external_data(model)
-        self._session = runtime.InferenceSession(model, providers=["CPUExecutionProvider"])
-        self._outputs = [output.name for output in self._session.get_outputs()]
+        self._session = OnnxSession((self.folder / "model.onnx").read_bytes())
+        self._outputs = [output.name for output in self._session.outputs]
+        size = self._session.inputs[0].shape[0]
+        self._batch_size = size if isinstance(size, int) else None
 
     def answer(self, arrays: Arrays) -> Arrays:
         """Every output of the model."""
-        return dict(zip(self._outputs, self._session.run(self._outputs, arrays), strict=True))
+        ((name, batch),) = arrays.items()
+        parts = [batch] if self._batch_size is None else chunks(batch, self._batch_size)
+        results = [self._session.run(self._outputs, {name: part}) for part in parts]
+        joined = [np.concatenate(arrays)[: len(batch)] for arrays in zip(*results, strict=True)]
+        return dict(zip(self._outputs, joined, strict=True))
 
 
 class ScorerModel(_Model):

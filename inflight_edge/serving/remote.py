@@ -132,7 +132,7 @@ class RemoteDetector:
         wanted = [library.InferRequestedOutput(name) for name in names]
         if self._kind == "grpc":
             result = client.infer(self._model, [tensor], outputs=wanted, client_timeout=seconds)
-        else:  # the server gives up when the client would; the connection's own time limit is set with it
+        else:  # the server's queue gives it up when the client would; the connection has its own limit, see _client
             result = client.infer(self._model, [tensor], outputs=wanted, timeout=int(seconds * 1e6))
         return {name: result.as_numpy(name) for name in names}
 

@@ -15,8 +15,8 @@ from inflight_edge.bundle import Bundle, read_bundle
 from inflight_edge.engines.onnxruntime import OnnxRuntimeEngine
 from inflight_edge.engines.plans import read_described
 from inflight_edge.errors import BundleError, InflightError, OptionError
-from inflight_edge.serving.config import to_pbtxt
-from inflight_edge.serving.model_files import Model, Queue, models_of
+from inflight_edge.serving.config import parameters, to_pbtxt
+from inflight_edge.serving.model_files import Model, Queue, identity_of, models_of
 
 __all__ = ["Form", "Queue", "Runtime", "export_guards", "export_repository"]
 
@@ -104,6 +104,11 @@ def export_guards(
             f"{folder}: serves the classifier {got}, the bundle's is {digest}; export the whole bundle, or calibrate with the "
             "--feature-layer of the served one"
         )
+    # The served preprocessing and class names stay: guards that were made with others would judge wrongly, or be misread.
+    for part in ("preprocess", "class_names"):
+        wanted = identity_of(bundle.at(precision))[part]
+        if to_pbtxt({"parameters": parameters({part: wanted})}).strip() not in text:
+            raise BundleError(f"{folder}: serves another {part} than the bundle's {wanted}; export the whole bundle")
     version = 1 + max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0)
     newest = folder / str(version - 1)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as temporary:

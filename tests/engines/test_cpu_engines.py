@@ -225,7 +225,7 @@ def test_options_of_onnxruntime_change_no_answer(arena: bool, optimisation: Any)
     options = EngineOptions(arena=arena, optimisation=optimisation)
     engine = make_engine(bundle, "onnxruntime", options=options)
     assert isinstance(engine, OnnxRuntimeEngine)
-    chosen = engine._session.get_session_options()
+    chosen = engine._session._session.get_session_options()
     levels = {"all": "ENABLE_ALL", "extended": "ENABLE_EXTENDED", "basic": "ENABLE_BASIC", "off": "DISABLE_ALL"}
     assert (chosen.enable_cpu_mem_arena, chosen.graph_optimization_level.name) == (arena, f"ORT_{levels[optimisation]}")
     np.testing.assert_array_equal(engine.run(images(3))[0], images(3).reshape(3, 4))

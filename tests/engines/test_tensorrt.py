@@ -7,12 +7,13 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
-from bundles import frame, tiny_bundle, tiny_model
+from bundles import frame, tiny_bundle, tiny_model, tiny_self_test
 from driver_double import Allocation, Driver
 from tensorrt_double import DataType, TensorRt
 
@@ -171,9 +172,13 @@ def test_an_engine_that_nobody_closed_is_freed_with_its_last_name(gpu: Install) 
     gpu(driver)
     engine = guarded(tiny_bundle(), memory="copied")
     engine.judge(images(2))
+    held = [engine]
     del engine
+    worker = threading.Thread(target=held.clear)  # as the inference does when a bundle is loaded again
+    worker.start()
+    worker.join()
     gc.collect()
-    assert not any(isinstance(memory, Allocation) for memory in driver.live.values())
+    assert (list(driver.live.values()), driver.leaked) == ([], [])
     assert sys.modules["inflight_edge.scoring._cuda"].graphs == {}  # type: ignore[attr-defined]
 
 
@@ -252,6 +257,19 @@ def test_work_that_silently_never_ran_is_no_answer(gpu: Install, monkeypatch: py
         monkeypatch.setattr(sys.modules["inflight_edge.scoring._cuda"], "graph_launch", lambda graph, stream: 0)
         assert detector(frames()[0]).decision is Decision.INVALID
         assert np.isnan(engine.run(images(1))[0]).all()
+
+
+def test_detector_refuses_an_engine_with_other_guards_than_its_bundles(gpu: Install) -> None:
+    """They would judge, and the bundle's limits of alpha would be those of others."""
+    gpu()
+    bundle = tiny_bundle()
+    with guarded(bundle) as engine:
+        Detector(tiny_bundle(), engine=engine)  # the same, read anew
+        guard = bundle.guards[0]
+        others = (replace(guard, means=guard.means + np.float32(1)), *bundle.guards[1:])
+        for guards in (others, bundle.guards[:1]):
+            with pytest.raises(OptionError, match="engine: expected one that was made with this bundle's guards"):
+                Detector(tiny_bundle(guards=guards, self_test=tiny_self_test(guards)), engine=engine)
 
 
 def test_guards_of_another_model_are_refused(gpu: Install) -> None:

@@ -12,9 +12,10 @@ import ctypes
 import functools
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable
 from pathlib import Path
-from threading import local
+from threading import get_ident, local
 from types import SimpleNamespace
 from typing import Any
 from weakref import WeakValueDictionary
@@ -95,6 +96,7 @@ def pinned(driver: Driver, n_bytes: int, mapped: bool) -> Pinned:
     start = ctypes.addressof(ctypes.c_char.from_buffer(raw))
     made = kind.from_buffer(raw, -start % _ALIGNMENT)
     driver.live[ctypes.addressof(made)] = made
+    weakref.finalize(made, driver.check_freed, n_bytes).atexit = False
     return made
 
 
@@ -235,10 +237,11 @@ class Driver:
         self.name = "Double of a GPU"
         self.eager = False  # work is done as soon as it is put on a stream, not when somebody waits: both happen
         self.memory_limit = 1 << 30
-        # Weak: as with pycuda, what nobody holds any more is freed.
+        # Weak: as with pycuda, what nobody holds any more is freed, in a thread that may: else it has leaked.
         self.live: WeakValueDictionary[int, Allocation | Pinned] = WeakValueDictionary()
         self.streams: dict[int, Stream] = {}
-        self.retained = 0
+        self.retained, self.retained_by = 0, 0
+        self.leaked: list[int] = []  # bytes
         self._local = local()
         self.Context = SimpleNamespace(pop=self._pop)
 
@@ -250,6 +253,11 @@ class Driver:
 
     def check_current(self) -> None:
         assert self.stack(), "no context is current in this thread"
+
+    def check_freed(self, n_bytes: int) -> None:
+        """Note what dies in a thread where the context is neither current nor was retained: pycuda leaves it, in silence."""
+        if not self.stack() and get_ident() != self.retained_by:
+            self.leaked.append(n_bytes)
 
     def _pop(self) -> None:
         self.stack().pop()
@@ -269,7 +277,7 @@ class Driver:
         )
 
     def _retain(self) -> Any:
-        self.retained += 1
+        self.retained, self.retained_by = self.retained + 1, get_ident()
         return SimpleNamespace(push=lambda: self.stack().append(1), detach=self._detach)
 
     def _detach(self) -> None:
@@ -316,11 +324,6 @@ class Driver:
         self.check_current()
         assert source.nbytes <= self.room(target)
         ctypes.memmove(int(target), source.ctypes.data, source.nbytes)  # type: ignore[call-overload]
-
-    def memset_d32(self, target: object, value: int, count: int) -> None:
-        self.check_current()
-        assert 4 * count <= self.room(target)
-        ctypes.memmove(int(target), np.full(count, value, np.uint32).ctypes.data, 4 * count)  # type: ignore[call-overload]
 
     def memcpy_htod_async(self, target: object, source: np.ndarray, stream: Stream) -> None:
         assert source.flags.c_contiguous

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import shutil
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from driver_double import Allocation, Binding, Driver, DriverError, Pinned, compile_library
+from driver_double import Allocation, Binding, Driver, DriverError, compile_library
 from guards import random_features, random_guard
 
 from inflight_edge.errors import DependencyError, OptionError, ScoreError
@@ -270,12 +273,67 @@ def test_nothing_of_the_device_stays_after_close(
     assert sum(isinstance(memory, Allocation) for memory in driver.live.values()) == 5
     scorer.close()
     scorer.close()
-    assert all(isinstance(memory, Pinned) for memory in driver.live.values())
+    assert list(driver.live.values()) == []
+    assert driver.leaked == []
     assert driver.stack() == []
     with CudaScorer(two_guards(rng), 50, memory="copied"):
         assert driver.retained == 1  # one context for all scorers of a process
     with pytest.raises(ScoreError, match="device: expected an open one, got one that was closed; make another"):
         scorer.results()
+
+
+@pytest.mark.parametrize("memory", ["mapped", "copied"])
+def test_backend_that_another_thread_lets_go_of_leaves_nothing_behind(
+    rng: np.random.Generator, install: Callable[[Driver], Binding], memory: Memory
+) -> None:
+    """As a reload does: made in one thread, replaced in another, where the context is not current."""
+    driver = Driver()
+    install(driver)
+    guard = random_guard(rng, "full", 3, 1, 5)
+    held = [cuda_backend(guard, memory=memory)]
+    assert driver.live
+    worker = threading.Thread(target=held.clear)
+    worker.start()
+    worker.join()
+    gc.collect()
+    assert list(driver.live.values()) == []
+    assert driver.leaked == []
+
+
+def test_results_that_somebody_holds_stay_after_close(
+    rng: np.random.Generator, install: Callable[[Driver], Binding]
+) -> None:
+    install(Driver())
+    guard = random_guard(rng, "shared", 3, 1, 5)
+    scorer = CudaScorer([guard], 9)
+    features = scorer.device.buffer((1, 5), np.float32)
+    features.host[...] = random_features(rng, guard, 1)
+    features.to_device()
+    scorer.enqueue(features.address, None, 1)
+    scores = scorer.results()[1]
+    before = scores.copy()
+    scorer.close()
+    np.testing.assert_array_equal(scores, before)
+
+
+def test_contexts_are_released_after_what_is_left_in_them(tmp_path: Path) -> None:
+    """Also where something else, as torch does, has made the first finalizer of the process before."""
+    script = (
+        "import weakref\n"
+        "class Other: pass\n"
+        "first = Other()\n"
+        "weakref.finalize(first, print, 'of another library')\n"
+        "from inflight_edge.scoring import device\n"
+        "class Context:\n"
+        "    push = lambda self: None\n"
+        "    detach = lambda self: print('context released')\n"
+        "device._contexts[0, 0] = (None, Context())\n"
+        "engine = Other()\n"
+        "weakref.finalize(engine, print, 'engine closed')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["engine closed", "context released", "of another library"]
+    assert done.stderr == ""
 
 
 def test_any_thread_may_use_it(rng: np.random.Generator, install: Callable[[Driver], Binding]) -> None:
@@ -312,7 +370,7 @@ def test_failures_of_the_driver_are_errors(rng: np.random.Generator, install: Ca
     driver.memory_limit = 300
     with pytest.raises(ScoreError, match="driver: expected success, got: cuMemAlloc failed: out of memory"):
         CudaScorer(guards, 50)
-    assert all(isinstance(memory, Pinned) for memory in driver.live.values())
+    assert (list(driver.live.values()), driver.leaked) == ([], [])
     assert driver.stack() == []
 
 

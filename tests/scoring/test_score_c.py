@@ -155,3 +155,28 @@ def test_memory_does_not_grow(tmp_path: Path, library: Path, n_frames: int) -> N
     main = tmp_path / "endurance"
     run("gcc", "-std=c11", "-O2", *WARNINGS[1:3], f"-I{CSRC}", HERE / "endurance_main.c", library, "-o", main, "-lm")
     assert run(main, str(n_frames), timeout=900.0).count(" grown 0 pages, 0 wrong") == 3
+
+
+@needs_gcc
+def test_a_call_takes_no_more_stack_than_the_header_says(tmp_path: Path) -> None:
+    """By gcc's own account: the deepest chain of calls, where a verdict calls the scorer of an instruction set."""
+    build_library(tmp_path, "-O3 -fcallgraph-info=su")
+    sizes: dict[str, int] = {}
+    calls: dict[str, set[str]] = {}
+    for file in tmp_path.glob("*.ci"):
+        text = file.read_text()
+        for title, size in re.findall(r'node: \{ title: "([^"]+)" label: "[^"]*?(\d+) bytes', text):
+            sizes[title] = int(size)
+        for source, target in re.findall(r'edge: \{ sourcename: "([^"]+)" targetname: "([^"]+)"', text):
+            calls.setdefault(source, set()).add(target)
+
+    def deepest(function: str) -> int:
+        return sizes.get(function, 0) + max((deepest(target) for target in calls.get(function, ())), default=0)
+
+    assert {"ife_judge", "ife_score"} <= sizes.keys()
+    kernels = [name for name in sizes if re.fullmatch(r".*:score(_best|_block)?\w*", name)]
+    assert len(kernels) >= 6
+    limit = re.search(r"a call takes up to (\d+) KiB", (CSRC / "inflight.h").read_text())
+    assert limit is not None
+    used = max(deepest("ife_judge"), deepest("ife_score")) + max(map(deepest, kernels))
+    assert 0.8 * int(limit[1]) * 1024 < used <= int(limit[1]) * 1024

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib.util
 import json
 import os
@@ -10,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -155,7 +157,12 @@ def test_cubin_is_launched_with_what_the_kernel_takes(
     out = np.zeros((5, 4), np.float32)
     assert backend.score_batch_into(frames, out)
     np.testing.assert_allclose(out, log_likelihoods(guard, frames), rtol=1e-5)
-    backend.close()
+    held, backend = [backend], None
+    worker = threading.Thread(target=held.clear)  # which frees everything, the module too, though it has no context
+    worker.start()
+    worker.join()
+    gc.collect()
+    assert (list(driver.live.values()), driver.leaked) == ([], [])
     assert driver.stack() == []
 
 

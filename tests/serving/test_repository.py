@@ -12,11 +12,13 @@ from bundles import CLASS_NAMES, tiny_bundle, tiny_guard, tiny_model, tiny_self_
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from inflight_edge import BundleError, OptionError, read_bundle
+from inflight_edge import BundleError, EngineError, OptionError, Preprocess, read_bundle
 from inflight_edge.bundle import sign_bundle
+from inflight_edge.engines.onnxruntime import OnnxRuntimeEngine
 from inflight_edge.engines.plans import Identity, write_plan
 from inflight_edge.serving import Queue, export_guards, export_repository
 from inflight_edge.serving.config import Word, to_pbtxt
+from inflight_edge.serving.models import OnnxModel
 from inflight_edge.signing import write_keys
 
 
@@ -76,6 +78,7 @@ def test_every_model_but_the_ensemble_batches_and_rejects_overload(bundle: Path,
         policy = entry.dynamic_batching.default_queue_policy
         assert entry.dynamic_batching.max_queue_delay_microseconds == 100
         assert (policy.max_queue_size, policy.default_timeout_microseconds) == (5, 7000)
+        assert policy.allow_timeout_override
         assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT
         assert entry.version_policy.latest.num_versions == 1
         assert entry.instance_group[0].count == 2
@@ -139,6 +142,47 @@ def test_guards_of_another_classifier_are_refused(bundle: Path, tmp_path: Path) 
         export_guards(other, tmp_path / "repository")
     with pytest.raises(BundleError, match="expected the scorer of an ensemble, got none"):
         export_guards(bundle, tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"preprocess": Preprocess((1, 2, 2), scale=1 / 128, mean=(0.5,))}, "preprocess"),
+        ({"class_names": tuple(reversed(CLASS_NAMES))}, "class_names"),
+    ],
+)
+def test_guards_for_other_preprocessing_or_class_names_are_refused(
+    change: dict[str, Any], part: str, bundle: Path, tmp_path: Path
+) -> None:
+    """The served models around the scorer stay as they are, and the network alone does not tell."""
+    export_repository(bundle, tmp_path / "repository")
+    other = written(tmp_path / "other", **change)
+    assert read_bundle(other).model == read_bundle(bundle).model
+    with pytest.raises(BundleError, match=f"serves another {part} than the bundle's .*; export the whole bundle"):
+        export_guards(other, tmp_path / "repository")
+    assert sorted(path.name for path in (tmp_path / "repository/inflight_scorer").iterdir()) == ["1", "config.pbtxt"]
+
+
+def test_guards_for_the_same_names_of_any_letters_are_taken(tmp_path: Path) -> None:
+    bundle = written(tmp_path / "bundle", class_names=('quote " and \\', "ünïcode ✓", "a/b {c}", "west"))
+    export_repository(bundle, tmp_path / "repository")
+    assert export_guards(bundle, tmp_path / "repository").name == "2"
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+def test_network_for_the_python_backend_takes_any_number_of_frames(batch: int | None, tmp_path: Path) -> None:
+    content = tiny_model(batch=batch)
+    (tmp_path / "model.onnx").write_bytes(content)
+    model, engine = OnnxModel(), OnnxRuntimeEngine(content)
+    model.folder = tmp_path
+    model.load()
+    for n_frames in (1, 2, 3, 5):
+        frames = np.arange(n_frames * 4, dtype=np.float32).reshape(n_frames, 1, 2, 2)
+        answer = model.answer({engine.input_name: frames})
+        for name, expected in zip(("logits", "features"), engine.run(frames), strict=True):
+            np.testing.assert_array_equal(answer[name], expected)
+    with pytest.raises(EngineError, match="onnxruntime failed on a batch"):
+        model.answer({engine.input_name: np.zeros((1, 3, 2, 2), np.float32)})
 
 
 def test_nothing_is_overwritten_and_nothing_half_written_stays(bundle: Path, tmp_path: Path) -> None:
