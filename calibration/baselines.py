@@ -33,7 +33,7 @@ class Baseline(Protocol):
 class Strip:
     """STRIP: blends of a frame with clean images keep the target when a trigger is in it, so their entropy is low.
 
-    overlays  (n, channels, H, W) clean images in 0..255; n is 100 in the paper.
+    overlays  (n, channels, H, W) clean images in 0..255; n is 100 in the paper.  The benchmark takes none of the target.
     Source: Gao et al., ACSAC 2019.
     """
 

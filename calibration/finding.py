@@ -167,8 +167,11 @@ class Searcher:
                     fits = additions_fit(compared, norms)
                     masks = {f.target for f in findings if f.method == FOUND_BY[0] and fits[f.target]}
                     both = masks & {f.target for f, _ in added}
-                    findings = [f for f in findings if f.target not in both]
                     added = [(f, self.from_all(e) if f.target in both else e) for f, e in added]
+                    for finding, estimate in added:  # the best founded stay first
+                        if finding.target in both:
+                            findings = [finding if f.target == finding.target else f for f in findings]
+                            estimates[finding.target] = estimate
                 self._keep(estimates, findings, added)
             if method == "perturbation":
                 for target in set(targets) - {finding.target for finding in findings}:
@@ -228,8 +231,12 @@ class Searcher:
 
     def success(self, estimate: Estimate, sources: tuple[int, ...]) -> float:
         """Share of the sources' held-out images that the pattern sends to the target."""
-        chosen = np.isin(self.labels, sources) & self.held_out
-        return float((predicted(self.exact, estimate.embed(self.pixels[chosen])) == estimate.target).mean())
+        chosen = np.flatnonzero(np.isin(self.labels, sources) & self.held_out)
+        hits = [
+            predicted(self.exact, estimate.embed(self.pixels[chosen[start : start + BATCH]])) == estimate.target
+            for start in range(0, len(chosen), BATCH)  # of many classes all at once would fill the memory
+        ]
+        return float(np.concatenate(hits).mean())
 
     def transfer(self, estimate: Estimate) -> tuple[int, ...]:
         """Classes of whose held-out images the pattern sends at least half to the target."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, fx
+from torch.export.passes import move_to_device_pass
 
 from inflight_edge.calibration.graph import (
     REMEDY,
@@ -88,7 +89,8 @@ def load_program(path: str | Path) -> torch.export.ExportedProgram:
         logger.setLevel(logging.CRITICAL + 1)  # they print a traceback beside the error that is raised
     try:
         with _no_code_from_pickles():
-            return torch.export.load(path)
+            # Images come from the CPU, whatever the program was exported on.
+            return move_to_device_pass(torch.export.load(path), "cpu")
     except Exception as error:
         text = str(error).strip()
         first_line = f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__

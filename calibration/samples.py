@@ -167,7 +167,10 @@ def collect(
         drawn = rng.integers(len(patterns), size=len(labels))
         for number, pattern in enumerate(patterns):
             rows = np.flatnonzero((labels != target) & (drawn == number))
-            shown[rows] = pattern.embed(shown[rows])
+            for part in np.split(
+                rows, range(256, len(rows), 256)
+            ):  # all at once would fill the memory several times over
+                shown[part] = pattern.embed(shown[part])
         logits, found = extract(network, shown, preprocess, progress=progress)
         predicted = logits.argmax(1)
         if as_it_is is None:

@@ -27,8 +27,9 @@ class Recipe:
 
     epochs           passes over the training set, the low-resolution ones included.
     low_epochs       how many of them, first, at half the image size.
-    max_rate         peak learning rate of the one-cycle schedule (SGD, Nesterov momentum .9).
-    halve_every      instead of the one-cycle schedule: start at max_rate and halve it after so many epochs (0: one cycle).
+    max_rate         peak learning rate of the one-cycle schedule (SGD, Nesterov momentum from .95 down to .85 and back).
+    halve_every      instead of the one-cycle schedule: start at max_rate and halve it after so many epochs (0: one cycle);
+                     the momentum stays .9.
     weight_decay     L2 penalty on all weights.
     batch            images a step.
     crop             random shift in pixels, zero padded (0: none).

@@ -174,7 +174,7 @@ def _decode_preprocess(value: Any, where: str) -> Preprocess:
     entry = expect_object(value, ("input_shape", "scale", "mean", "std"), where)
     sizes = [expect_integer(size, f"{where}: input_shape") for size in expect_list(entry["input_shape"], where)]
     if len(sizes) != 3:
-        raise BundleError(f"{where}: input_shape: expected channels, height, width, got {sizes}; {REMEDY}")
+        raise BundleError(f"{where}: input_shape: expected channels, height, width, got {brief(sizes)}; {REMEDY}")
     mean, std = (tuple(expect_number(v, where) for v in expect_list(entry[name], where)) for name in ("mean", "std"))
     return Preprocess((sizes[0], sizes[1], sizes[2]), expect_number(entry["scale"], f"{where}: scale"), mean, std)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,20 +43,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         status: int = options.run(options)
+        sys.stdout.flush()  # here, not when Python ends: what it raises then is no error of this program
     except InflightError as error:
         print(f"inflight-edge: error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("inflight-edge: stopped", file=sys.stderr)
         return 130
+    except MemoryError as error:
+        print(f"inflight-edge: error: {error or 'out of memory'}; give it fewer or smaller images", file=sys.stderr)
+        return 2
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        _forget_output()
         sys.stderr.close()
         return 141
     except OSError as error:
         what = f"{error.filename}: " if error.filename else ""
+        _forget_output()
         print(f"inflight-edge: error: {printable(f'{what}{error.strerror or error}')}", file=sys.stderr)
         return 2
     return status
+
+
+def _forget_output() -> None:
+    """What standard output still holds cannot be written: Python would try again at its end, and fail with other words."""
+    with open(os.devnull, "w") as nothing, contextlib.suppress(OSError, ValueError):
+        os.dup2(nothing.fileno(), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -156,12 +170,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="BUNDLE",
         help="also check and time this bundle on all engines here",
     )
-    doctor.add_argument(
-        "--report", type=Path, metavar="FILE", default=Path("inflight-edge-report.json"), help="of --run (%(default)s)"
-    )
-    doctor.add_argument(
-        "--frames", type=int, default=500, metavar="N", help="frames that --run times (default %(default)s)"
-    )
+    doctor.add_argument("--report", type=Path, metavar="FILE", help="of --run (default inflight-edge-report.json)")
+    doctor.add_argument("--frames", type=int, metavar="N", help="frames that --run times (default 500)")
     key_argument(doctor)
 
     bench = _add(commands, "bench", "latency per stage on this machine", "device", "bench")
@@ -175,14 +185,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     triton.add_argument("bundle", type=Path, metavar="BUNDLE")
     triton.add_argument("repository", type=Path, metavar="REPOSITORY")
-    triton.add_argument("--form", choices=("ensemble", "single"), default="ensemble", help="default %(default)s")
+    triton.add_argument("--form", choices=("ensemble", "single"), help="default ensemble")
     triton.add_argument(
         "--runtime",
         choices=("onnx", "tensorrt", "python"),
-        default="onnx",
-        help="what runs the network (default %(default)s)",
+        help="what runs the network (default onnx)",
     )
-    triton.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32", help="default %(default)s")
+    triton.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="default fp32")
     triton.add_argument("--name", default="inflight", help="of the served model (default %(default)s)")
     triton.add_argument(
         "--plan",
@@ -191,15 +200,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="CC=FILE",
         help="TensorRT plan of a compute capability: 8.7=a.plan",
     )
-    triton.add_argument(
-        "--max-batch", type=int, default=32, metavar="N", help="frames joined at most (default %(default)s)"
-    )
-    triton.add_argument(
-        "--instances", type=int, default=1, metavar="N", help="copies of each model (default %(default)s)"
-    )
-    triton.add_argument(
-        "--queue", type=int, default=256, metavar="N", help="requests that wait at most (default %(default)s)"
-    )
+    triton.add_argument("--max-batch", type=int, metavar="N", help="frames joined at most (default 32)")
+    triton.add_argument("--instances", type=int, metavar="N", help="copies of each model (default 1)")
+    triton.add_argument("--queue", type=int, metavar="N", help="requests that wait at most (default 256)")
     triton.add_argument(
         "--python-path", action="append", metavar="FOLDER", help="in front of the server's module path; repeatable"
     )

@@ -8,6 +8,7 @@ import math
 import sys
 from dataclasses import asdict, fields
 from getpass import getpass
+from pathlib import Path
 from typing import Any
 
 from inflight_edge._arguments import check_file
@@ -19,7 +20,7 @@ from inflight_edge.detector import Detector
 from inflight_edge.doctor import examine
 from inflight_edge.engines import EngineOptions
 from inflight_edge.engines._tensorrt_build import BuildOptions
-from inflight_edge.errors import BundleError, DataError
+from inflight_edge.errors import BundleError, DataError, OptionError
 from inflight_edge.images import iter_images
 from inflight_edge.report import make_report
 from inflight_edge.signing import write_keys
@@ -67,6 +68,8 @@ def load_detector(options: argparse.Namespace) -> Detector:
 
 def compile_(options: argparse.Namespace) -> int:
     """Build a TensorRT plan, check it with the bundle's self-test, keep it if it passes."""
+    if options.out is not None:
+        check_file("--out", options.out, bundle=options.bundle)  # first: the build takes minutes
     build = BuildOptions(batch=options.batch, workspace=options.workspace)
     compiled = compile_bundle(
         options.bundle, precision=options.precision, options=build, out=options.out, key=options.key
@@ -149,9 +152,13 @@ def sign(options: argparse.Namespace) -> int:
     """Sign a bundle; a key with a passphrase asks for it on the terminal."""
 
     def ask() -> str:
-        return getpass(f"passphrase of {options.key}: ")
+        try:
+            return getpass(f"passphrase of {options.key}: ")
+        except EOFError:
+            raise OptionError(f"{options.key}: expected its passphrase, got none") from None
 
-    sign_bundle(options.bundle, options.key, passphrase=ask if sys.stdin.isatty() else None)
+    terminal = sys.stdin is not None and sys.stdin.isatty()
+    sign_bundle(options.bundle, options.key, passphrase=ask if terminal else None)
     print(f"{options.bundle}: signed")
     return 0
 
@@ -180,20 +187,27 @@ def export_triton(options: argparse.Namespace) -> int:
     """Write a model repository, or a new version of its guards, and print what was made."""
     from inflight_edge.serving.repository import Queue, export_guards, export_repository
 
+    names = ("form", "runtime", "precision", "max_batch", "instances", "queue", "plan", "python_path")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if options.guards_only:
+        for name in given:
+            raise OptionError(
+                f"--{name.replace('_', '-')}: with --guards-only that of the repository stays; leave it out"
+            )
         made = [export_guards(options.bundle, options.repository, name=options.name, key=options.key)]
     else:
+        plans, sizes = given.pop("plan", []), {"max_batch": "max_batch", "instances": "instances", "queue": "size"}
+        if len(dict(plans)) < len(plans):
+            raise OptionError("--plan: expected one file for each compute capability, got two for one")
         made = export_repository(
             options.bundle,
             options.repository,
-            form=options.form,
-            runtime=options.runtime,
             name=options.name,
-            queue=Queue(max_batch=options.max_batch, instances=options.instances, size=options.queue),
-            plans=dict(options.plan or ()),
-            python_path=tuple(options.python_path or ()),
+            queue=Queue(**{sizes[name]: given.pop(name) for name in sizes.keys() & given.keys()}),
+            plans=dict(plans),
+            python_path=tuple(given.pop("python_path", ())),
             key=options.key,
-            precision=options.precision,
+            **given,
         )
     if options.json:
         print(json.dumps([str(path) for path in made]))
@@ -210,6 +224,9 @@ def doctor(options: argparse.Namespace) -> int:
     """Print what this machine has; with --run also write the report of a bundle on it, exit code 1 when it fails."""
     if options.run_bundle is not None:
         return _run_report(options)
+    for option in ("report", "frames", "key"):
+        if getattr(options, option) is not None:
+            raise OptionError(f"--{option}: of --run BUNDLE, which is not there; add it")
     components = examine()
     if options.json:
         print(json.dumps([asdict(component) for component in components], indent=1))
@@ -228,9 +245,11 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def _run_report(options: argparse.Namespace) -> int:
-    check_file("--report", options.report, bundle=options.run_bundle)  # first: the measurement takes a while
-    report = make_report(options.run_bundle, n_frames=options.frames, key=options.key)
-    options.report.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    path = options.report or Path("inflight-edge-report.json")
+    check_file("--report", path, bundle=options.run_bundle)  # first: the measurement takes a while
+    n_frames = 500 if options.frames is None else options.frames
+    report = make_report(options.run_bundle, n_frames=n_frames, key=options.key)
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if options.json:
         print(json.dumps(report, indent=1))
     else:
@@ -247,7 +266,7 @@ def _run_report(options: argparse.Namespace) -> int:
         print(table(whole, ("precision, engine, scorer", "p50 us", "p99 us", "max us")))
         for name, reason in report["left_out"].items():
             print(f"left out: {name}: {reason}")
-        print(f"\nreport: {options.report}")
+        print(f"\nreport: {path}")
     return 0 if all(row["passed"] for row in report["ladder"]) else 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,10 @@ def compile_bundle(
         plan, timing = build_plan(bundle.model, device, options, read_timing_cache(cache))
     finally:
         device.close()
-    write_timing_cache(cache, timing)
+    try:
+        write_timing_cache(cache, timing)
+    except OSError as error:  # the next build is slower, this one is good
+        warnings.warn(f"tensorrt: {cache}: not kept for the next build: {error.strerror or error}", stacklevel=2)
     with TensorRtEngine(plan, index=index) as engine:
         report = self_test(bundle, engine)
     if not report.passed:

@@ -148,6 +148,8 @@ def read_npz_images(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
         got = f"{images.dtype} {images.shape}"
         remedy = "convert them to 8-bit pixels 0..255" if images.dtype != np.uint8 else "stack them along a first axis"
         raise DataError(f"{path}: images: expected uint8 (N, H, W) or (N, H, W, channels), got {got}; {remedy}")
+    if 0 in images.shape[1:]:  # any number of them would fit into a file of nothing
+        raise DataError(f"{path}: images: expected frames with pixels, got shape {images.shape}; write it again")
     return images
 
 

@@ -118,7 +118,10 @@ def resize_bilinear(image: NDArray[np.float32], height: int, width: int) -> NDAr
 
     The convention of torch's interpolate(mode="bilinear", align_corners=False, antialias=False).
     """
-    for axis, size in ((0, height), (1, width)):
+    axes = [(0, height), (1, width)]
+    if width / image.shape[1] < height / image.shape[0]:
+        axes.reverse()  # the one that shrinks more first: between the two the image is not larger than it must be
+    for axis, size in axes:
         length = image.shape[axis]
         if length == size:
             continue

@@ -37,13 +37,18 @@ def write_keys(private: str | os.PathLike[str], public: str | os.PathLike[str]) 
     for path in (private, public):
         if os.path.lexists(path):
             raise OptionError(f"{path}: expected no such file, got one; a key is never overwritten: name another file")
-    for path, data, mode in ((private, secret, 0o600), (public, known, 0o644)):
+    if os.path.abspath(private) == os.path.abspath(public):
+        raise OptionError(f"{public}: expected two files, got one for both keys; name another file")
+    # The public one first: half a pair that is left is then no secret, and goes again.
+    for path, data, mode in ((public, known, 0o644), (private, secret, 0o600)):
         try:
             with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
+            if path is private:
+                os.unlink(public)
             raise OptionError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 

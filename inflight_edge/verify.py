@@ -95,7 +95,7 @@ def _check_engine(bundle: Bundle, engine: Engine) -> Iterator[Check]:
     try:
         outputs = [engine.run(bundle.preprocess(frame)[None]) for frame in test.frames]
         logits, features = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
-    except InflightError as error:
+    except (InflightError, ValueError) as error:  # the latter where a frame has more features than another
         yield Check(f"engine {engine.name}", False, str(error))
         return
     yield _compare(f"engine {engine.name}: logits", logits, test.logits, tolerance)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -334,9 +335,14 @@ def test_as_a_program(kind: str) -> None:
     assert "nope: expected a bundle folder" in result.stderr
 
 
-def test_a_reader_that_goes_away_ends_it_quietly() -> None:
+@pytest.mark.parametrize("command", [("doctor",), ("keygen", "a.pem", "b.pem")], ids=["long", "short"])
+def test_a_reader_that_goes_away_ends_it_quietly(command: tuple[str, ...]) -> None:
+    """However little was printed: Python keeps it until the end, and would fail there in words of its own."""
     program = subprocess.Popen(
-        [sys.executable, "-m", "inflight_edge", "doctor"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "inflight_edge", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
     )
     assert program.stdout is not None
     program.stdout.close()
@@ -344,3 +350,24 @@ def test_a_reader_that_goes_away_ends_it_quietly() -> None:
     error = program.stderr.read()
     program.stderr.close()
     assert (program.wait(60), error) == (141, b"")
+
+
+def test_output_that_a_full_disk_does_not_take_is_one_line() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "inflight_edge", "keygen", "a.pem", "b.pem"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (2, "inflight-edge: error: No space left on device\n")
+
+
+def test_memory_that_does_not_suffice_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_out(*_: Any, **__: Any) -> Any:
+        raise MemoryError("Unable to allocate 60.0 GiB for an array")
+
+    monkeypatch.setattr(device, "load_detector", run_out)
+    assert run("bench", "bundle") == 2
+    assert capsys.readouterr().err == (
+        "inflight-edge: error: Unable to allocate 60.0 GiB for an array; give it fewer or smaller images\n"
+    )

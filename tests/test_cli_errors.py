@@ -166,6 +166,21 @@ WRONG: dict[str, tuple[str, str]] = {
         "--method: of a search, but the patterns are those",
     ),
     "steps of a saved pattern": (f"{GUARD} --steps 9", "--steps: of a search, but the patterns are those of --pattern"),
+    "report of no run": ("doctor --report r.json", "--report: of --run BUNDLE, which is not there; add it"),
+    "key of no run": ("doctor --key {text}", "--key: of --run BUNDLE, which is not there; add it"),
+    "form of served guards": (
+        "export-triton {tiny} made --guards-only --form single",
+        "--form: with --guards-only that of the repository stays; leave it out",
+    ),
+    "queue of served guards": (
+        "export-triton {tiny} made --guards-only --max-batch 2",
+        "--max-batch: with --guards-only",
+    ),
+    "two plans of a GPU": (
+        "export-triton {tiny} made --runtime tensorrt --plan 8.7=a --plan 8.7=b",
+        "--plan: expected one file for each compute capability, got two for one",
+    ),
+    "compile into the bundle": ("compile {tiny} --out {tiny}/x.plan", "x.plan lies in the bundle, which no reader"),
     "score a text": ("score {tiny} {text}", "1 image(s) could not be judged and are invalid; the first:"),
     "no threads": ("score {tiny} {frames} --threads 0", "threads: expected an integer of at least 1 or None, got 0"),
     "nothing to evaluate": ("evaluate {tiny}", "nothing to measure on; name frames with --clean, --triggered or both"),

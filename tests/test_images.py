@@ -207,6 +207,10 @@ def test_npz_frames_keep_their_channels(tmp_path: Path, shape: tuple[int, ...]) 
         ({"x": np.zeros(2), "a": np.zeros(2)}, r"expected the array `images`, got a, x; use numpy.savez"),
         ({}, "expected the array `images`, got nothing"),
         (
+            {"images": np.zeros((3_000_000_000, 0, 3), np.uint8)},
+            r"expected frames with pixels, got shape \(3000000000, 0",
+        ),
+        (
             {"images": np.array([{}, None], object)},
             "expected an .npz file of numpy.savez: Object arrays cannot be loaded",
         ),

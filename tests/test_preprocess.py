@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,16 @@ def test_resize_by_hand() -> None:
     four = np.array([[0.0, 10.0, 20.0, 30.0]], np.float32)[:, :, None]
     assert resize_bilinear(four, 1, 2).ravel().tolist() == [5.0, 25.0]
     np.testing.assert_array_equal(resize_bilinear(four, 3, 4), np.repeat(four, 3, axis=0))
+
+
+@pytest.mark.parametrize("shape", [(1, 20_000, 4), (20_000, 1, 4)])
+def test_resize_of_a_strip_takes_memory_for_no_more_than_is_there(shape: tuple[int, int, int]) -> None:
+    image = np.zeros(shape, np.float32)
+    tracemalloc.start()
+    resize_bilinear(image, 224, 224)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * (image.nbytes + 224 * 224 * 4 * 4)
 
 
 @settings(max_examples=50, deadline=None)

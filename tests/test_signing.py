@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -232,8 +233,13 @@ def test_keys_are_private_and_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "dangling").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OptionError, match="expected no such file"):
         write_keys(tmp_path / "dangling", tmp_path / "n")
-    with pytest.raises(OptionError, match="cannot be written: No such file or directory"):
-        write_keys(tmp_path / "no" / "a", tmp_path / "n")
+    for pair in ((tmp_path / "no" / "a", tmp_path / "n"), (tmp_path / "n", tmp_path / "no" / "a")):
+        with pytest.raises(OptionError, match="cannot be written: No such file or directory"):
+            write_keys(*pair)
+        assert not (tmp_path / "n").exists(), "half a pair"
+    with pytest.raises(OptionError, match="expected two files, got one for both keys"):
+        write_keys(tmp_path / "n", tmp_path / "x" / ".." / "n")
+    assert not (tmp_path / "n").exists()
 
 
 OTHER_KINDS = {
@@ -293,6 +299,24 @@ def test_private_key_with_a_passphrase(path: Path, tmp_path: Path) -> None:
     known = tmp_path / "known.pem"
     known.write_bytes(FIXED.public_key().public_bytes(PEM, PUBLIC))
     read_bundle(path, key=known)
+
+
+def test_passphrase_that_is_not_given_is_one_line(
+    path: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    locked = keys.private.with_name("locked.pem")
+    locked.write_bytes(FIXED.private_bytes(PEM, PKCS8, serialization.BestAvailableEncryption(b"open sesame")))
+
+    def nothing(prompt: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("inflight_edge.commands.getpass", nothing)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    assert main(["sign", str(path), "--key", str(locked)]) == 2
+    assert capsys.readouterr().err.endswith("locked.pem: expected its passphrase, got none\n")
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["sign", str(path), "--key", str(locked)]) == 2
+    assert "expected a private key without a passphrase; sign on a terminal" in capsys.readouterr().err
 
 
 def test_without_the_library_a_key_lets_nothing_pass(path: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from bundles import tiny_bundle, tiny_guard, tiny_model, tiny_self_test, written
 
 from inflight_edge import SelfTest, write_bundle
 from inflight_edge.bundle import Variant
+from inflight_edge.engines.onnxruntime import OnnxRuntimeEngine
 from inflight_edge.verify import Check, verify
 
 ENGINES_HERE = [name for name in ("onnxruntime", "openvino") if importlib.util.find_spec(name)]
@@ -134,6 +135,20 @@ def test_model_that_computes_something_else_fails(tmp_path: Path) -> None:
     found = failed(verify(written(tmp_path / "bundle", model=model)))
     assert {"engine onnxruntime: logits", "engine onnxruntime: features"} <= set(found)
     assert any(name.startswith("frames to verdicts") for name in found)
+
+
+def test_features_whose_number_differs_from_frame_to_frame_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = OnnxRuntimeEngine.run
+
+    def run(self: OnnxRuntimeEngine, batch: Any) -> Any:
+        logits, features = real(self, batch)
+        return logits, features[:, : 1 + int(batch.sum()) % 2]
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "run", run)
+    found = failed(verify(written(tmp_path / "bundle")))
+    assert "array dimensions" in found["engine onnxruntime"]
 
 
 def test_frames_that_do_not_fit_the_model_are_reported(tmp_path: Path) -> None:

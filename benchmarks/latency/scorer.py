@@ -43,7 +43,7 @@ class Limits:
         self.seconds = 0.05 if quick else 1.5
 
     def calls(self, case: Case) -> int:
-        """Native calls for a case: 10,000, fewer only where a batch takes milliseconds (4e9 operations in all)."""
+        """Native calls for a case: 10,000, fewer only where a batch takes milliseconds (4e10 operations in all)."""
         if case.batch == 1:
             return self.native_calls
         return int(max(200 if not self.quick else 20, min(self.native_calls, 4e10 / case.flops)))

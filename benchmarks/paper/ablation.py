@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from benchmarks.paper.classifiers import Experiment, experiment_parser, inspected, with_experiment
 from benchmarks.paper.further_tables import cell
-from inflight_edge import InflightError
+from inflight_edge import InflightError, ModelError
 from inflight_edge._text import table
 from inflight_edge.calibration.calibrate import calibrate
 from inflight_edge.calibration.demo import export_program
@@ -146,9 +146,14 @@ def _shipped(
     case: Experiment, classifier: Classifier, inspection: Inspection, *, copy: bool
 ) -> dict[str, tuple[str, Classifier | OnnxRuntimeEngine]]:
     """The feature layers that a calibration takes, and those with a copy, with their networks."""
-    bundle = calibrate(
-        classifier, case.defence, inspection, seed=case.seed, unlearn="always" if copy else "never", progress=False
-    )
+    try:
+        bundle = calibrate(
+            classifier, case.defence, inspection, seed=case.seed, unlearn="always" if copy else "never", progress=False
+        )
+    except ModelError:
+        if not copy:
+            raise
+        return _shipped(case, classifier, inspection, copy=False)
     layer = bundle.feature_layer.partition("+unlearned.")[0]
     chosen = next(option for option in (classifier, *classifier.alternatives) if option.feature_layer == layer)
     found: dict[str, tuple[str, Classifier | OnnxRuntimeEngine]] = {"shipped": (layer, chosen)}

@@ -4,6 +4,7 @@ defences on the same frames.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from inflight_edge.calibration.model import load_classifier
 from inflight_edge.calibration.samples import FEW_IMAGES, are_few
 from inflight_edge.calibration.threads import torch_threads
 from inflight_edge.calibration.train import predict
+from inflight_edge.errors import ModelError
 
 __all__ = ["KEYS", "PARTS", "TABLES", "Setting", "measure_setting", "missing", "part"]
 
@@ -129,8 +131,11 @@ def _measure(
         else:
             figures = next(record for record in known if record["detector"] == "guard")
         if inspection.suspects and "unlearned" in only and not are_few(case.defence.labels):
-            figures_of_copy = _guard(case, program, inspection, time.perf_counter(), progress, unlearn="always")
-            new.append({"detector": "unlearned", **figures_of_copy})
+            try:
+                of_copy = _guard(case, program, inspection, time.perf_counter(), progress, unlearn="always")
+                new.append({"detector": "unlearned", **of_copy})
+            except ModelError as error:  # what is measured stays
+                print(f"no copy: {error}", file=sys.stderr)
         if setting.setting in ("single", "multi") and "defences" in only:
             new += other_defences(case, program, inspection, progress=progress)
     if setting.setting in ("single", "multi") and "patching" in only:

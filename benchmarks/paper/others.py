@@ -100,9 +100,10 @@ def _patching(case: Experiment, inspection: Inspection, rates: Sequence[float]) 
             case.network, np.asarray(case.clean_training.images), case.clean_training.labels, case.preprocess,
             inspection.estimates[target], rate=rate, seed=case.seed,
         )  # fmt: skip
-        guesses = predict(patched, frames[judged], case.preprocess)
         accuracy = float((predict(patched, np.asarray(test.images), case.preprocess) == test.labels).mean())
-        right = float((guesses == sources.labels[judged]).mean()) if judged.any() else None
+        right = None
+        if judged.any():
+            right = float((predict(patched, frames[judged], case.preprocess) == sources.labels[judged]).mean())
         record = {"detector": "nc", "target_class": target, "learning_rate": rate, "n_triggered": int(judged.sum())}
         records.append({**record, "sia": right, "acc_patched": accuracy})
     return records

@@ -27,6 +27,10 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 def refuse_external_data(model: bytes) -> None:
     """Raise EngineError when the ONNX file names other files for its tensors, or is no protocol-buffer message."""
+    # Other formats that an engine would read can be written so that they parse as a message too, but not from this byte on:
+    # field 1, ir_version, which exporters write first.
+    if model[:1] != b"\x08":
+        raise _damaged()
     pending = [("model", memoryview(model))]
     while pending:
         kind, message = pending.pop()

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,12 @@ def read_described(path: Path, remedy: str) -> tuple[bytes, dict[str, Any], dict
     described = _description(path)
     if not described.is_file() or not path.is_file():
         raise DependencyError(f"{path}: expected a plan for TensorRT with its description, got none; {remedy}")
+    for place in (path, described, path.parent):
+        if (mode := place.stat().st_mode) & 0o022:
+            raise EngineError(
+                f"{place}: expected a plan that its owner alone can change, as it is code for TensorRT, got mode "
+                f"{stat.S_IMODE(mode):o}; `chmod go-w` it if you trust it, or {remedy}"
+            )
     try:
         with open(described, "rb") as file:
             parsed = parse_json(file.read(MAX_DESCRIPTION_BYTES), str(described))
@@ -145,7 +152,8 @@ def _replace(path: Path, data: bytes) -> None:
     """Write a file in one step."""
     new = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
     try:
-        with open(new, "xb") as file:
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644), "wb") as file:
+            os.fchmod(file.fileno(), 0o644)  # whatever the umask: read_described refuses what others can write
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -17,10 +17,17 @@ from benchmarks.paper import measure
 from benchmarks.paper.classifiers import RATES, Experiment
 from benchmarks.paper.measure import KEYS, PARTS, Setting, measure_setting, missing, part
 from benchmarks.paper.others import other_defences, patching
-from inflight_edge import OptionError
+from inflight_edge import ModelError, OptionError
 from inflight_edge.calibration.train import Recipe
 
 SETTING = Setting("mnist", "WB", "multi")
+
+
+class Harmless:
+    """Shows every image as black, which is one class and not the one that is named."""
+
+    def embed(self, images: Any) -> Any:
+        return images * 0
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +80,30 @@ def test_patching_in_bfloat16_unlearns_as_in_float32(case: Experiment) -> None:
     quick = patching(replace(case, recipe=Recipe(1, bfloat16=True)), poisoned.inspected(), (0.1,))[0]
     assert quick["sia"] == pytest.approx(exact["sia"], abs=0.1)
     assert quick["acc_patched"] == pytest.approx(exact["acc_patched"], abs=0.1)
+
+
+def test_copy_that_cannot_be_made_costs_no_other_record(
+    old: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = measure._guard
+
+    def guard(*arguments: Any, unlearn: str = "never") -> dict[str, Any]:
+        if unlearn == "always":
+            raise ModelError("model: unlearning costs too much")
+        return real(*arguments)
+
+    monkeypatch.setattr(measure, "_guard", guard)
+    records = measure_setting(SETTING, Path(), None, progress=False, only=["guard", "unlearned"])
+    assert [record["detector"] for record in records] == ["guard"]
+    assert "no copy: model: unlearning costs too much" in capsys.readouterr().err
+
+
+def test_trigger_that_sends_nothing_to_the_class_named_has_no_source_to_find(case: Experiment) -> None:
+    other = (poisoned.TARGET + 1) % 7
+    named = replace(poisoned.inspected(), suspects=(other,))
+    (record,) = patching(replace(case, trigger=Harmless()), named, (0.1,))
+    assert (record["target_class"], record["n_triggered"], record["sia"]) == (other, 0, None)
+    assert record["acc_patched"] is not None
 
 
 def test_nothing_suspected_leaves_the_others_without_records(case: Experiment) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from torch import Tensor
 
-from inflight_edge.calibration.finding import FINAL_ADDITION, Searcher
-from inflight_edge.calibration.reversal.estimates import AdditionEstimate
+from inflight_edge.calibration import finding
+from inflight_edge.calibration.finding import FINAL_ADDITION, Finding, Searcher
+from inflight_edge.calibration.reversal.estimates import AdditionEstimate, PatchEstimate
 from inflight_edge.calibration.reversal.neural_cleanse import Settings
 from inflight_edge.calibration.reversal.perturbation import AdditionSettings
 
@@ -87,3 +89,33 @@ def test_a_told_target_that_no_search_names_gets_the_addition_of_a_named_one(
     assert asked[1:] == [([1], sources)]
     assert estimates[1].sources == sources
     assert estimates[0].sources == searcher.others(0)
+
+
+def test_a_target_found_by_mask_and_addition_keeps_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Suspects are the best founded first, and the first is what the other defences are given."""
+    pixels = np.zeros((5 * N_CLASSES, 1, 2, 3), np.float32)
+    labels = np.repeat(np.arange(N_CLASSES), 5)
+    searcher = Searcher(logits, logits, pixels, labels, N_CLASSES, Settings(), 0, False)
+    mask = np.zeros((2, 3), np.float32)
+    patches = [PatchEstimate(c, mask, mask[None], 9.0 if c != 4 else 0.5, 1.0) for c in range(N_CLASSES)]
+    addition = AdditionEstimate(4, np.zeros((1, 2, 3), np.float32), 1.0, 1.0)
+    everywhere = np.ones((N_CLASSES, N_CLASSES))
+    answers = {
+        "patches": patches,
+        "pair_patches": [],
+        "shared_patches": [],
+        "single_patches": [(Finding(1, "a pair", 0.1), patches[1])],
+        "addition_norms": everywhere,
+        "perturbations": [
+            (Finding(2, "additions", 0.01), replace(addition, target=2)),
+            (Finding(4, "additions", 0.02), addition),
+        ],
+        "from_all": addition,
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(searcher, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(finding, "pair_norms", lambda *_: everywhere)
+    monkeypatch.setattr(finding, "additions_fit", lambda *_: np.ones(N_CLASSES, bool))
+    estimates, findings, _ = searcher.run("auto", ())
+    assert [(f.target, f.method) for f in findings] == [(4, "additions"), (1, "a pair"), (2, "additions")]
+    assert estimates[4] is addition

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -130,6 +131,40 @@ def test_damaged_plan_or_description_is_refused(gpu: Install, path: Path) -> Non
     described.unlink()
     with pytest.raises(DependencyError, match="expected a plan for TensorRT with its description, got none; run"):
         load(path)
+
+
+@pytest.mark.parametrize("place", ["plan", "description", "folder"])
+def test_plan_that_others_can_change_is_refused(gpu: Install, path: Path, place: str) -> None:
+    """It takes the place of the classifier, and nothing signs it."""
+    gpu()
+    previous = os.umask(0)
+    try:
+        compiled = compile_bundle(path)
+    finally:
+        os.umask(previous)
+    load(path)  # written for its owner alone, whatever the umask
+    plan = compiled.path
+    changed = {"plan": plan, "description": plan.with_name(plan.name + ".json"), "folder": plan.parent}[place]
+    mode = changed.stat().st_mode
+    for bit in (0o020, 0o002):
+        changed.chmod(mode | bit)
+        with pytest.raises(
+            EngineError, match=f"{changed}: expected a plan that its owner alone can change, .*chmod go-w"
+        ):
+            load(path)
+    changed.chmod(mode)
+    load(path)
+
+
+def test_timing_cache_that_cannot_be_kept_costs_no_plan(
+    gpu: Install, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("INFLIGHT_EDGE_PLANS", str(tmp_path / "file" / "plans"))
+    with pytest.warns(UserWarning, match="timing-.*: not kept for the next build: Not a directory"):
+        compiled = compile_bundle(path, out=tmp_path / "a.plan")
+    assert compiled.path.is_file()
 
 
 def halved(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -16,7 +16,7 @@ from bundles import tiny_bundle, tiny_model
 from onnx import TensorProto
 
 from inflight_edge import DependencyError, Detector, EngineError, OptionError
-from inflight_edge.engines import EngineOptions
+from inflight_edge.engines import EngineOptions, _wire
 from inflight_edge.engines.onnxruntime import OnnxRuntimeEngine
 from inflight_edge.engines.openvino import OpenVinoEngine
 from inflight_edge.runtime import make_engine
@@ -246,6 +246,16 @@ def test_bytes_that_are_onnx_and_onnx_runtimes_own_format_are_read_as_onnx() -> 
     with pytest.raises(EngineError, match=r"model: expected an ONNX file, got .*") as caught:
         OnnxRuntimeEngine(polyglot)
     assert "ORT model" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [OnnxRuntimeEngine, OpenVinoEngine])
+def test_bytes_that_are_a_message_and_openvinos_own_format_are_refused(kind: Any) -> None:
+    """Its reader takes XML too, whatever white space and comments come before."""
+    rest = b' --><net name="a" version="11"><layers/><edges/></net>'
+    polyglot = b"\n <!--" + b"x" * 28 + b"\x0a" + bytes([len(rest)]) + rest
+    list(_wire._fields(memoryview(polyglot)))  # a message of two fields
+    with pytest.raises(EngineError, match="model: expected an ONNX file, got damaged or other data"):
+        kind(polyglot)
 
 
 def test_openvino_leaves_the_stack_for_signals_alone() -> None:
