@@ -43,8 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         status: int = options.run(options)
-        sys.stdout.flush()  # here, not when Python ends: what it raises then is no error of this program
+        _flush()
     except InflightError as error:
+        _forget_what_cannot_be_written()
         print(f"inflight-edge: error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -54,21 +55,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"inflight-edge: error: {error or 'out of memory'}; give it fewer or smaller images", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
-        _forget_output()
+        _forget_what_cannot_be_written()
         sys.stderr.close()
         return 141
     except OSError as error:
         what = f"{error.filename}: " if error.filename else ""
-        _forget_output()
+        _forget_what_cannot_be_written()
         print(f"inflight-edge: error: {printable(f'{what}{error.strerror or error}')}", file=sys.stderr)
         return 2
     return status
 
 
-def _forget_output() -> None:
-    """What standard output still holds cannot be written: Python would try again at its end, and fail with other words."""
-    with open(os.devnull, "w") as nothing, contextlib.suppress(OSError, ValueError):
-        os.dup2(nothing.fileno(), sys.stdout.fileno())
+def _flush() -> None:
+    """Here and not when Python ends: what it raises then is no error of this program."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def _forget_what_cannot_be_written() -> None:
+    """Else Python tries again at its end with what standard output still holds, and fails with other words."""
+    try:
+        _flush()
+    except OSError:
+        with open(os.devnull, "w") as nothing, contextlib.suppress(OSError, ValueError):
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

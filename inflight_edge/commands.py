@@ -68,8 +68,9 @@ def load_detector(options: argparse.Namespace) -> Detector:
 
 def compile_(options: argparse.Namespace) -> int:
     """Build a TensorRT plan, check it with the bundle's self-test, keep it if it passes."""
-    if options.out is not None:
-        check_file("--out", options.out, bundle=options.bundle)  # first: the build takes minutes
+    if options.out is not None:  # first: the build takes minutes
+        options.out.absolute().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_file("--out", options.out, bundle=options.bundle)
     build = BuildOptions(batch=options.batch, workspace=options.workspace)
     compiled = compile_bundle(
         options.bundle, precision=options.precision, options=build, out=options.out, key=options.key

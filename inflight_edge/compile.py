@@ -20,6 +20,7 @@ from inflight_edge.engines.plans import (
     identity_here,
     plan_path,
     read_timing_cache,
+    refuse_shared,
     timing_cache_path,
     write_plan,
     write_timing_cache,
@@ -109,6 +110,9 @@ def compile_bundle(
     """
     bundle = read_bundle(path, key=key).at(precision)
     options = options or BuildOptions()
+    target = plan_path(bundle.model, precision) if out is None else Path(out)
+    if target.parent.is_dir():  # first: the build takes minutes
+        refuse_shared(target.parent)
     started = time.perf_counter()
     device = Device(index)
     try:
@@ -128,7 +132,6 @@ def compile_bundle(
             f"{path}: the {precision} plan fails the bundle's self-test and is not kept: {report}; "
             "compile another --precision"
         )
-    target = plan_path(bundle.model, precision) if out is None else Path(out)
     write_plan(target, plan, identity, asdict(options), asdict(report))
     return Compiled(target, identity, options, report, time.perf_counter() - started, len(plan))
 

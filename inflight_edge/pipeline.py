@@ -256,10 +256,17 @@ class Pipeline:
             log.info("%g seconds are over", self._max_seconds, extra={"event": "limit"})
         self._stopping.set()
         self._frames.release()
-        for capture in self._captures:
-            threading.Thread(target=self._close, args=(capture,), name=f"close {capture.camera}", daemon=True).start()
+        closers = [
+            threading.Thread(target=self._close, args=(capture,), name=f"close {capture.camera}", daemon=True)
+            for capture in self._captures
+        ]
+        for closer in closers:
+            closer.start()
         for capture in self._await(self._captures, patient=False):
             log.error("camera %s: did not end in time", capture.camera, extra={"camera": capture.camera})
+        for capture, closer in zip(self._captures, closers, strict=True):
+            if not capture.is_alive():  # no close comes after the end, when the source may be used again
+                closer.join(0.5)
         self._frames.close()
         if self._await([self._inference]):
             log.error("the engine did not end in time", extra={"event": "stop"})

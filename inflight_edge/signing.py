@@ -41,14 +41,16 @@ def write_keys(private: str | os.PathLike[str], public: str | os.PathLike[str]) 
         raise OptionError(f"{public}: expected two files, got one for both keys; name another file")
     # The public one first: half a pair that is left is then no secret, and goes again.
     for path, data, mode in ((public, known, 0o644), (private, secret, 0o600)):
+        made = [public] if path is private else []
         try:
             with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as file:
+                made.append(path)
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            if path is private:
-                os.unlink(public)
+            for half in made:
+                os.unlink(half)
             raise OptionError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 

@@ -335,9 +335,18 @@ def test_as_a_program(kind: str) -> None:
     assert "nope: expected a bundle folder" in result.stderr
 
 
-@pytest.mark.parametrize("command", [("doctor",), ("keygen", "a.pem", "b.pem")], ids=["long", "short"])
-def test_a_reader_that_goes_away_ends_it_quietly(command: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("command", "code", "message"),
+    [
+        (("doctor",), 141, ""),
+        (("keygen", "a.pem", "b.pem"), 141, ""),
+        (("score", "bundle", "bundle/bundle.json"), 2, "image(s) could not be judged"),
+    ],
+    ids=["long", "short", "error"],
+)
+def test_a_reader_that_goes_away_ends_it_quietly(command: tuple[str, ...], code: int, message: str) -> None:
     """However little was printed: Python keeps it until the end, and would fail there in words of its own."""
+    written(Path("bundle"))
     program = subprocess.Popen(
         [sys.executable, "-m", "inflight_edge", *command],
         stdout=subprocess.PIPE,
@@ -349,7 +358,9 @@ def test_a_reader_that_goes_away_ends_it_quietly(command: tuple[str, ...]) -> No
     assert program.stderr is not None
     error = program.stderr.read()
     program.stderr.close()
-    assert (program.wait(60), error) == (141, b"")
+    assert program.wait(60) == code
+    assert (message in error.decode()) if message else error == b""
+    assert error.count(b"\n") == bool(message)
 
 
 def test_output_that_a_full_disk_does_not_take_is_one_line() -> None:
@@ -371,3 +382,25 @@ def test_memory_that_does_not_suffice_is_one_line(
     assert capsys.readouterr().err == (
         "inflight-edge: error: Unable to allocate 60.0 GiB for an array; give it fewer or smaller images\n"
     )
+
+
+def test_what_was_printed_stays_when_a_disk_is_full_later(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def work(*_: Any, **__: Any) -> Any:
+        print("hours of work")
+        raise OSError(28, "No space left on device", "/elsewhere")
+
+    monkeypatch.setattr(device, "load_detector", work)
+    assert run("bench", "bundle") == 2
+    print("and more")
+    captured = capfd.readouterr()
+    assert captured.out == "hours of work\nand more\n"
+    assert captured.err == "inflight-edge: error: /elsewhere: No space left on device\n"
+
+
+def test_program_without_standard_output() -> None:
+    command = f'exec "{sys.executable}" -m inflight_edge keygen a.pem b.pem >&-'
+    done = subprocess.run(["bash", "-c", command], stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert Path("b.pem").is_file()

@@ -217,7 +217,7 @@ def test_signing_replaces_a_link_and_not_its_target(path: Path, keys: Keys) -> N
 # --- keys
 
 
-def test_keys_are_private_and_never_overwritten(tmp_path: Path) -> None:
+def test_keys_are_private_and_never_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     previous = os.umask(0)
     try:
         keys = Keys(tmp_path, "a")
@@ -237,6 +237,20 @@ def test_keys_are_private_and_never_overwritten(tmp_path: Path) -> None:
         with pytest.raises(OptionError, match="cannot be written: No such file or directory"):
             write_keys(*pair)
         assert not (tmp_path / "n").exists(), "half a pair"
+    real = os.fsync
+    calls: list[int] = []
+
+    def full(file: int) -> None:
+        calls.append(file)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OptionError, match="m: cannot be written: No space left on device"):
+        write_keys(tmp_path / "m", tmp_path / "n")
+    assert not (tmp_path / "m").exists()
+    assert not (tmp_path / "n").exists()
     with pytest.raises(OptionError, match="expected two files, got one for both keys"):
         write_keys(tmp_path / "n", tmp_path / "x" / ".." / "n")
     assert not (tmp_path / "n").exists()

@@ -28,6 +28,7 @@ __all__ = [
     "read_described",
     "read_plan",
     "read_timing_cache",
+    "refuse_shared",
     "timing_cache_path",
     "write_plan",
     "write_timing_cache",
@@ -87,14 +88,16 @@ def read_described(path: Path, remedy: str) -> tuple[bytes, dict[str, Any], dict
     Raises DependencyError when there is none, EngineError when it is damaged; ``remedy`` ends the message.
     """
     described = _description(path)
-    if not described.is_file() or not path.is_file():
-        raise DependencyError(f"{path}: expected a plan for TensorRT with its description, got none; {remedy}")
-    for place in (path, described, path.parent):
-        if (mode := place.stat().st_mode) & 0o022:
-            raise EngineError(
-                f"{place}: expected a plan that its owner alone can change, as it is code for TensorRT, got mode "
-                f"{stat.S_IMODE(mode):o}; `chmod go-w` it if you trust it, or {remedy}"
-            )
+    try:
+        if not described.is_file() or not path.is_file():
+            raise DependencyError(f"{path}: expected a plan for TensorRT with its description, got none; {remedy}")
+        refuse_shared(path.parent)
+        refuse_shared(path)
+        refuse_shared(described)
+    except PermissionError as error:
+        raise EngineError(
+            f"{path}: cannot be read as this user: {error.strerror}; let it read the folder, or {remedy}"
+        ) from error
     try:
         with open(described, "rb") as file:
             parsed = parse_json(file.read(MAX_DESCRIPTION_BYTES), str(described))
@@ -110,6 +113,19 @@ def read_described(path: Path, remedy: str) -> tuple[bytes, dict[str, Any], dict
         raise EngineError(f"{path}: expected SHA-256 {description['sha256']}, got {digest}: it is damaged; {remedy}")
     options = description["options"]
     return plan, got, options if isinstance(options, dict) else {}
+
+
+def refuse_shared(path: Path) -> None:
+    """Raise EngineError where group or others may change a plan, or exchange one in a folder: it is code for TensorRT.
+
+    In a folder such as /tmp, with the sticky bit, they cannot.
+    """
+    mode = path.stat().st_mode
+    if mode & 0o022 and not (stat.S_ISDIR(mode) and mode & stat.S_ISVTX):
+        raise EngineError(
+            f"{path}: expected what its owner alone can change, since a plan is code for TensorRT, got mode "
+            f"{stat.S_IMODE(mode):o}; `chmod go-w {path}`, or take another folder for the plans"
+        )
 
 
 def write_plan(path: Path, plan: bytes, identity: Identity, options: dict[str, Any], self_test: dict[str, Any]) -> None:

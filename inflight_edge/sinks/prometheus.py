@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -52,8 +53,7 @@ class PrometheusSink:
         except OSError as error:
             raise SinkError(f"{self.name}: cannot listen: {error.strerror or error}; choose another port") from error
         # Its server waits for a request for ever: idle connections would use up this process's files.
-        handler = self._server.RequestHandlerClass
-        self._server.RequestHandlerClass = type(handler.__name__, (handler,), {"timeout": _IDLE_S})
+        self._server.RequestHandlerClass = _impatient(self._server.RequestHandlerClass)
         self._latency = latency
         self.port = self._server.server_port
 
@@ -75,6 +75,19 @@ class PrometheusSink:
         server.shutdown()
         server.server_close()
         self._thread.join()
+
+
+def _impatient(handler: Any) -> Any:
+    """The server's handler of requests, with a limit to waiting for one."""
+
+    class Impatient(handler):  # type: ignore[misc]
+        timeout = _IDLE_S
+
+        def handle(self) -> None:
+            with contextlib.suppress(TimeoutError):
+                super().handle()
+
+    return Impatient
 
 
 class _Counts:

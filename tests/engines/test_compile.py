@@ -148,12 +148,35 @@ def test_plan_that_others_can_change_is_refused(gpu: Install, path: Path, place:
     mode = changed.stat().st_mode
     for bit in (0o020, 0o002):
         changed.chmod(mode | bit)
-        with pytest.raises(
-            EngineError, match=f"{changed}: expected a plan that its owner alone can change, .*chmod go-w"
-        ):
+        with pytest.raises(EngineError, match=f"{changed}: expected what its owner alone can change, .*chmod go-w"):
             load(path)
     changed.chmod(mode)
     load(path)
+
+
+def test_folder_that_others_can_change_is_refused_before_the_build(gpu: Install, path: Path, tmp_path: Path) -> None:
+    library = gpu()
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o775)
+    with pytest.raises(EngineError, match=f"{shared}: expected what its owner alone can change"):
+        compile_bundle(path, out=shared / "a.plan")
+    assert library.configs == []
+    shared.chmod(0o1777)  # as /tmp: there others cannot exchange the file
+    out = compile_bundle(path, out=shared / "a.plan").path
+    load(path, options=EngineOptions(plan=out))
+
+
+def test_plan_in_a_folder_of_somebody_else_says_so(gpu: Install, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu()
+    compile_bundle(path)
+
+    def refused(self: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    with pytest.raises(EngineError, match="cannot be read as this user: Permission denied; let it read the folder"):
+        load(path)
 
 
 def test_timing_cache_that_cannot_be_kept_costs_no_plan(
@@ -310,6 +333,8 @@ def test_command_compiles_and_scores(
     assert main(["score", str(path), str(tmp_path / "frames.npz"), "--json", *arguments]) == 0
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [record["decision"] for record in records] == list(tiny_bundle().self_test.decisions)
+    assert main(["compile", str(path), "--out", str(tmp_path / "new" / "folder" / "a.plan")]) == 0
+    assert (tmp_path / "new" / "folder" / "a.plan").is_file()
     assert main(["compile", str(path), "--precision", "fp16"]) == 2
     assert "precision: this bundle has fp32, got 'fp16'" in capsys.readouterr().err
 

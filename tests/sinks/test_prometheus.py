@@ -111,10 +111,15 @@ def test_it_listens_on_loopback_unless_told() -> None:
     assert make_sink("prometheus://").name == "prometheus:127.0.0.1:9108"
 
 
-def test_idle_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_connection_is_closed_without_a_word(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(prometheus, "_IDLE_S", 0.3)
-    with opened() as sink, socket.create_connection(("127.0.0.1", sink.port), 10) as idle:
-        assert idle.recv(1) == b""
+    with opened() as sink:
+        with socket.create_connection(("127.0.0.1", sink.port), 10) as idle:
+            assert idle.recv(1) == b""
+        assert scrape(sink)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_port_in_use_is_an_error_and_free_after_close() -> None:
