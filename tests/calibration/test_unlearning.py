@@ -272,8 +272,9 @@ def test_a_copy_that_cannot_be_made_is_left_out_with_the_reason_unless_it_is_ask
     assert "left out, model: unlearning costs too much" in render(bundle, name="digits")
     commands._print_copy(bundle.metrics["unlearned"])
     assert "left out, model: unlearning costs too much" in capsys.readouterr().out
-    with pytest.raises(ModelError, match="unlearning costs too much"):
-        calibrate(classifier, victim.defence, inspection, unlearn="always", progress=False)
+    if when == "to judge it by":
+        with pytest.raises(ModelError, match="unlearning costs too much"):
+            calibrate(classifier, victim.defence, inspection, unlearn="always", progress=False)
 
 
 def test_the_command_offers_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
