@@ -99,10 +99,12 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def _serve() -> None:
     import torch
+    from triton_fused import fuse
 
     from inflight_edge.scoring._triton_kernel import score_kernel
     from inflight_edge.scoring.triton import BLOCKS
 
+    fuse()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
     while True:

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from guards import random_features, random_guard
+from triton_fused import fuse
 
 from inflight_edge.guard import KINDS, Guard, Kind
 from inflight_edge.scoring.reference import log_likelihoods, term_magnitudes
@@ -57,6 +58,7 @@ def special(rng: np.random.Generator, kind: Kind) -> None:
 
 
 def main() -> None:
+    fuse()
     kind: Kind = KINDS[int(sys.argv[1])]
     rng = np.random.default_rng(2022)
     for size in SIZES:
