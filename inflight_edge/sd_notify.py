@@ -30,6 +30,7 @@ class Notifier:
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) if self._address else None
         )
         if self._channel is not None:
+            self._channel.settimeout(1.0)
             weakref.finalize(self, self._channel.close)
         microseconds = environment.get("WATCHDOG_USEC", "")
         mine = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
@@ -56,7 +57,6 @@ class Notifier:
         if self._channel is None:
             return
         try:
-            self._channel.settimeout(1.0)
             self._channel.sendto(message.encode(), self._address)
         except OSError as error:
             log.warning("systemd was not told %s: %s", message.partition("\n")[0], error)

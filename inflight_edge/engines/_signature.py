@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inflight_edge.errors import EngineError
 
-__all__ = ["FLOAT", "OUTPUTS", "Declared", "Signature", "chunks", "line"]
+__all__ = ["FLOAT", "OUTPUTS", "Declared", "Signature", "by_chunks", "line"]
 
 FloatArray = NDArray[np.float32]
 Outputs = tuple[FloatArray, FloatArray]
@@ -57,8 +57,8 @@ class Signature:
         self._check(batch)
         if self.batch_size is None:
             return _checked(call(batch), batch.shape[0])
-        results = [_checked(call(chunk), self.batch_size) for chunk in chunks(batch, self.batch_size)]
-        logits, features = (np.concatenate(parts)[: batch.shape[0]] for parts in zip(*results, strict=True))
+        size = self.batch_size
+        logits, features = by_chunks(batch, size, lambda chunk: _checked(call(chunk), size))
         return logits, features
 
     def _check(self, batch: FloatArray) -> None:
@@ -85,7 +85,13 @@ def _checked(outputs: Outputs, n_frames: int) -> Outputs:
     return outputs
 
 
-def chunks(batch: FloatArray, size: int) -> list[FloatArray]:
+def by_chunks(batch: FloatArray, size: int, call: Callable[[FloatArray], Sequence[NDArray[Any]]]) -> list[NDArray[Any]]:
+    """Outputs of a batch (N, ...) by a call that takes exactly ``size`` frames, without those of the padding."""
+    results = [call(chunk) for chunk in _chunks(batch, size)]
+    return [np.concatenate(parts)[: batch.shape[0]] for parts in zip(*results, strict=True)]
+
+
+def _chunks(batch: FloatArray, size: int) -> list[FloatArray]:
     """Pieces of exactly ``size`` frames; zeros fill the last one."""
     missing = -batch.shape[0] % size
     if missing:

@@ -88,7 +88,8 @@ class OnnxRuntimeEngine:
         self, model: bytes, *, threads: int | None = None, arena: bool = True, optimisation: Optimisation = "all"
     ) -> None:
         self._session = OnnxSession(model, threads=threads, arena=arena, optimisation=optimisation)
-        declared = ([Declared(n.name, n.type, n.shape) for n in nodes] for nodes in self._inputs_and_outputs())
+        both = self._session.inputs, self._session.outputs
+        declared = ([Declared(n.name, n.type, n.shape) for n in nodes] for nodes in both)
         self._signature = Signature.of(*declared)
         self.input_name, self.fixed_batch = self._signature.input_name, self._signature.batch_size
         self.input_shape = self._signature.input_shape
@@ -97,9 +98,6 @@ class OnnxRuntimeEngine:
     def run(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """See Engine.run."""
         return self._signature.run(batch, self._call)
-
-    def _inputs_and_outputs(self) -> tuple[Any, Any]:
-        return self._session.inputs, self._session.outputs
 
     def _call(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         logits, features = self._session.run(OUTPUTS, {self._signature.input_name: batch})

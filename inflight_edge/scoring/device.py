@@ -92,7 +92,6 @@ class Device:
         self.memory: str = memory
         self.gpu: str = gpu.name()
         self._allocations: list[Any] = []
-        self._buffers: list[Buffer] = []
         # Called by close() with the context current: pycuda frees nothing in a thread without it, and says nothing.
         self.on_close: list[Callable[[], None]] = []
         with self.current():
@@ -143,7 +142,7 @@ class Device:
     def buffer(self, shape: tuple[int, ...], dtype: Any) -> Buffer:
         """Array in host memory and its twin on the device."""
         buffer = Buffer(self, shape, dtype)
-        self._buffers.append(buffer)
+        self.on_close.append(buffer.unpin)
         return buffer
 
     def synchronize(self) -> None:
@@ -166,11 +165,10 @@ class Device:
                     self.pycuda_stream = None  # pycuda destroys it only where the context is current
                     while self._allocations:
                         self._allocations.pop().free()
-                    for drop in (*self.on_close, *(buffer.unpin for buffer in self._buffers)):
+                    for drop in self.on_close:
                         drop()
         finally:
             self._allocations.clear()
-            self._buffers.clear()
             self.on_close.clear()
             self._context = None
 

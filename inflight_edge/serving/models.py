@@ -19,7 +19,7 @@ from inflight_edge._layout import MANIFEST, names_of
 from inflight_edge._optional import require
 from inflight_edge.bundle import read_bundle
 from inflight_edge.detector import Detector, NoEngine
-from inflight_edge.engines._signature import chunks
+from inflight_edge.engines._signature import by_chunks
 from inflight_edge.engines.onnxruntime import OnnxSession
 from inflight_edge.errors import BundleError, InflightError
 from inflight_edge.preprocess import Preprocess
@@ -107,10 +107,12 @@ class OnnxModel(_Model):
     def answer(self, arrays: Arrays) -> Arrays:
         """Every output of the model."""
         ((name, batch),) = arrays.items()
-        parts = [batch] if self._batch_size is None else chunks(batch, self._batch_size)
-        results = [self._session.run(self._outputs, {name: part}) for part in parts]
-        joined = [np.concatenate(arrays)[: len(batch)] for arrays in zip(*results, strict=True)]
-        return dict(zip(self._outputs, joined, strict=True))
+
+        def call(part: NDArray[Any]) -> list[NDArray[Any]]:
+            return self._session.run(self._outputs, {name: part})
+
+        results = call(batch) if self._batch_size is None else by_chunks(batch, self._batch_size, call)
+        return dict(zip(self._outputs, results, strict=True))
 
 
 class ScorerModel(_Model):

@@ -97,7 +97,8 @@ def export_guards(
     except OSError as error:
         raise BundleError(f"{folder}: expected the scorer of an ensemble, got none ({error.strerror})") from error
     served, precision = (_parameter(text, name) for name in ("classifier", "precision"))
-    digest = sha256(bundle.at(precision).model).hexdigest()
+    identity = identity_of(bundle.at(precision))
+    digest = identity["classifier"]
     if served != digest:
         got = served or "none"
         raise BundleError(
@@ -106,9 +107,10 @@ def export_guards(
         )
     # The served preprocessing and class names stay: guards that were made with others would judge wrongly, or be misread.
     for part in ("preprocess", "class_names"):
-        wanted = identity_of(bundle.at(precision))[part]
-        if to_pbtxt({"parameters": parameters({part: wanted})}).strip() not in text:
-            raise BundleError(f"{folder}: serves another {part} than the bundle's {wanted}; export the whole bundle")
+        if to_pbtxt({"parameters": parameters({part: identity[part]})}).strip() not in text:
+            raise BundleError(
+                f"{folder}: serves another {part} than the bundle's {identity[part]}; export the whole bundle"
+            )
     version = 1 + max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0)
     newest = folder / str(version - 1)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as temporary:
