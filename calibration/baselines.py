@@ -63,7 +63,7 @@ class B3D:
     estimate: Estimate
 
     def suspicion(self, pixels: Pixels) -> Scores:
-        """Minus the Kullback-Leibler divergence of the posterior with the pattern from that without, nats."""
+        """Minus the Kullback-Leibler divergence from the posterior without the pattern to that with it, nats."""
         before = _log_softmax(extract(self.classifier, pixels, self.preprocess)[0])
         after = _log_softmax(extract(self.classifier, self.estimate.embed(pixels), self.preprocess)[0])
         return -(np.exp(before) * (before - after)).sum(axis=1)

@@ -31,6 +31,7 @@ from inflight_edge.calibration.samples import (
     spread,
 )
 from inflight_edge.calibration.selection import Choice, Trial, fit, folds, preference, select, tried
+from inflight_edge.calibration.threads import is_small
 from inflight_edge.calibration.unlearning import joined, unlearned
 from inflight_edge.engines.onnxruntime import OnnxRuntimeEngine
 from inflight_edge.errors import DataError, GuardError, ModelError, OptionError
@@ -87,6 +88,10 @@ def calibrate(
     check_unlearn(unlearn, data.labels)
     pixels = data.pixels(preprocess)
     accuracy = check_accuracy(classifier, pixels, data, preprocess)
+    if not is_small(classifier):  # what cannot be exported or converted is refused before the long work, not after it
+        exported = export_onnx(classifier)
+        for precision in {*precisions} - {PRECISIONS[0]}:
+            _CONVERT[precision](exported, preprocess.normalise(pixels[spread(len(pixels), 16)]))
     views = recognised(classifier, pixels, data.labels, preprocess)
     plans = {t: plan(classifier, pixels, data.labels, inspection.estimates[t], views, preprocess) for t in chosen}
     if are_few(data.labels):

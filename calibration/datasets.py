@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +29,31 @@ _HOW_TO_GET = {
 _CIFAR_FOLDER = "cifar-10-batches-bin"
 
 
+class _Files(Sequence[UInt8]):
+    """Image files as frames, each read when it is asked for.  Raises DataError then for what is no image."""
+
+    def __init__(self, paths: tuple[Path, ...], channels: int) -> None:
+        self.paths, self.channels = paths, channels
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @overload
+    def __getitem__(self, index: int) -> UInt8: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[UInt8]: ...
+    def __getitem__(self, index: int | slice) -> UInt8 | Sequence[UInt8]:
+        if isinstance(index, slice):
+            return _Files(self.paths[index], self.channels)
+        return read_image(self.paths[index], self.channels)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageSet:
     """Labelled 8-bit images.
 
-    images       (N, H, W, channels) uint8, or a sequence of N frames (H, W[, channels]) uint8 of different sizes.
+    images       (N, H, W, channels) uint8, or a sequence of N frames (H, W[, channels]) uint8 of different sizes; those of a
+                 folder are read whenever they are asked for, since photographs of a camera's size fill the memory.
     labels       (N,) int64 class indices.
     class_names  names in class order when the source has them, else None.
     origin       where the images are from, for messages.
@@ -50,7 +71,9 @@ class ImageSet:
         """The images at the given positions (or where a mask is true), in that order."""
         positions = np.flatnonzero(index) if index.dtype == bool else index
         if isinstance(self.images, np.ndarray):
-            images: UInt8 | list[UInt8] = self.images[positions]
+            images: UInt8 | Sequence[UInt8] = self.images[positions]
+        elif isinstance(self.images, _Files):
+            images = _Files(tuple(self.images.paths[int(i)] for i in positions), self.images.channels)
         else:
             images = [self.images[int(i)] for i in positions]
         return ImageSet(images, self.labels[positions], self.class_names, self.origin)
@@ -83,7 +106,8 @@ class ImageSet:
             missing = int(np.argmin(counts))
             raise DataError(
                 f"{self.origin}: class {missing} has {counts[missing]} images, expected at least 3 of each of the model's "
-                f"{n_classes} classes; add clean images (100 per class are recommended)"
+                f"{n_classes} classes (columns of its first two-dimensional output); add clean images (100 per class are "
+                "recommended)"
             )
 
 
@@ -133,18 +157,20 @@ def _load_folder(path: Path, channels: int, class_names: Sequence[str] | None) -
         raise DataError(f"{path}: expected one sub-folder per class, found none")
     names = [folder.name for folder in folders]
     labels_of = _labels_of(path, names, class_names)
-    images: list[UInt8] = []
+    paths: list[Path] = []
     labels: list[int] = []
     for folder, label in zip(folders, labels_of, strict=True):
         files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file())
+        # Copies that other programs keep beside the images, such as .ipynb_checkpoints.
+        files = [f for f in files if not any(part.startswith(".") for part in f.relative_to(folder).parts)]
         if not files:
             raise DataError(f"{folder}: no image files ({', '.join(sorted(IMAGE_SUFFIXES))}) found")
-        for file in files:
-            images.append(read_image(file, channels))
-            labels.append(label)
+        paths += files
+        labels += [label] * len(files)
+    read_image(paths[0], channels)  # the others when they are asked for
     known = tuple(class_names) if class_names is not None else tuple(names)
     found = None if class_names is None and _numbered(names) else known
-    return ImageSet(images, np.asarray(labels, np.int64), found, str(path))
+    return ImageSet(_Files(tuple(paths), channels), np.asarray(labels, np.int64), found, str(path))
 
 
 def _numbered(names: Sequence[str]) -> bool:

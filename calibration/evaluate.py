@@ -198,5 +198,5 @@ def ranking(positives: NDArray[np.float64], negatives: NDArray[np.float64]) -> t
     """Area under the ROC curve, and the best true positive rate at a false positive rate of at most 1 and 5 %."""
     truth = np.repeat([1, 0], [len(positives), len(negatives)])
     scores = np.concatenate([positives, negatives])
-    fpr, tpr, _ = roc_curve(truth, scores)
+    fpr, tpr, _ = roc_curve(truth, scores, drop_intermediate=False)
     return float(roc_auc_score(truth, scores)), float(tpr[fpr <= 0.01].max()), float(tpr[fpr <= 0.05].max())

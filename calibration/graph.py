@@ -92,6 +92,11 @@ def input_shape(node: fx.Node, image_shape: tuple[int, int, int]) -> tuple[tuple
         channels, height, width = 1, sizes[1] or image_shape[1], sizes[2] or image_shape[2]
     elif len(sizes) == 2 and sizes[1] in (None, image_shape[0] * image_shape[1] * image_shape[2]):
         channels, height, width = image_shape
+    elif len(sizes) == 2:
+        raise ModelError(
+            f"model: expected images of {sizes[1]} values, which it takes as one row, got images of (channels, height, width) "
+            f"{image_shape}; give images of the network's own size and channels"
+        )
     else:
         raise ModelError(f"model: expected an input (batch, channels, height, width), got {tuple(value.shape)}")
     return (channels, height, width), sizes[0]

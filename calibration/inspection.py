@@ -89,6 +89,9 @@ class Inspection:
         write(path, *encode(self))
         report = {"suspects": list(self.suspects), "accuracy": self.accuracy, "classes": self.rows()}
         (folder / "inspection.json").write_text(json.dumps(report, indent=1) + "\n")
+        for kind in ("mask", "pattern"):  # of an earlier inspection in the same folder
+            for old in folder.glob(f"class-*-{kind}.png"):
+                old.unlink()
         for label in self.suspects or (self.rows()[0]["class"],):
             estimate = self.estimates[label]
             if isinstance(estimate, PatchEstimate):
@@ -119,9 +122,9 @@ def inspect(
             ``auto`` for both.
     targets  classes that are the suspects whatever is found, as the user knows or fears; None: what is found.
     A fifth of each class's images is held out from the search to measure the patterns' success.
-    Raises OptionError for an unknown method, or one that names no class among so many; ModelError when the logits have no
-    gradient by the image; DataError when the labels do not fit the classifier, it gets hardly
-    any image right, or classes have changed places: a wrong scale, mean, std or class order makes every later number meaningless.
+    Raises OptionError for an unknown method, or one that names no class among so many; ModelError when the logits are
+    probabilities or have no gradient by the image; DataError when the labels do not fit the classifier, it gets hardly any image
+    right, or classes have changed places: a wrong scale, mean, std or class order makes every later number meaningless.
     """
     if method not in get_args(Method):
         raise OptionError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
@@ -194,10 +197,15 @@ def _searcher(
 def check_accuracy(
     classifier: Classifier, pixels: NDArray[np.float32], data: ImageSet, preprocess: Preprocess
 ) -> float:
-    """Clean accuracy; DataError when it is near chance, or when classes have changed places."""
+    """Clean accuracy; DataError when it is near chance, or when classes have changed places, ModelError for probabilities."""
     logits, _ = extract(classifier, pixels, preprocess)
     if not np.isfinite(logits).all():
         raise DataError(f"{data.origin}: the model's logits are not finite; check --scale, --mean and --std")
+    if ((logits >= 0.0) & (logits <= 1.0)).all():
+        raise ModelError(
+            "model: expected logits, got nothing but numbers from 0 to 1, which are probabilities and hide how far classes "
+            "lie apart; export the classifier without what it does behind its last layer"
+        )
     predicted = logits.argmax(1)
     accuracy = float((predicted == data.labels).mean())
     chance = 1.0 / classifier.n_classes

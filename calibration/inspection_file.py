@@ -97,7 +97,7 @@ def decode(path: Path) -> dict[str, Any]:
             _check(path, name, tensors[name], shape, low)
         estimates = tuple(_estimate(c, record, tensors, n_classes) for c, record in enumerate(header["classes"]))
         indices = np.array([_number("anomaly_index", record["anomaly_index"], np.nan) for record in header["classes"]])
-        findings = tuple(_finding(record, suspects) for record in header["findings"])
+        findings = tuple(_finding(record, n_classes) for record in header["findings"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, OptionError) as error:
         raise DataError(f"{path}: not a readable inspection ({error}); {AGAIN}") from error
     if not all(0 <= c < n_classes for c in suspects) or (names is not None and len(names) != n_classes):
@@ -157,9 +157,9 @@ def _number(name: str, value: Any, missing: float) -> float:
     return missing if value is None else float(value)
 
 
-def _finding(record: dict[str, Any], suspects: tuple[int, ...]) -> Finding:
+def _finding(record: dict[str, Any], n_classes: int) -> Finding:
     target, method, score = (record[key] for key in ("target", "method", "score"))
-    if method not in FOUND_BY or type(target) is not int:
+    if method not in FOUND_BY or type(target) is not int or not 0 <= target < n_classes:
         raise ValueError(f"findings: got {record}")
     return Finding(target, method, _number("findings: score", score, np.inf))
 

@@ -17,7 +17,7 @@ __all__ = ["SharedPatch"]
 
 # A class counts when so many of its images get to its target; of a patch that is found, further ones from the second on.
 LEAST_SHARE, FURTHER_SHARE = 0.5, 0.25
-PER_CLASS = 20  # images of each class that are tried
+PER_CLASS = 20  # images of each class that are tried, none of them held out
 
 
 class SharedPatch:
@@ -46,7 +46,7 @@ class SharedPatch:
     ) -> None:
         self.fast, self.exact, self.n_classes, self.settings, self.seed = fast, exact, n_classes, settings, seed
         self.images, self.labels, self.used = images, labels, used
-        tried = np.concatenate([np.flatnonzero(labels == c)[:PER_CLASS] for c in range(n_classes)])
+        tried = np.concatenate([np.flatnonzero((labels == c) & used)[:PER_CLASS] for c in range(n_classes)])
         tried = tried[predicted(exact, pixels[tried]) == labels[tried]]
         self.tried, self.tried_labels = pixels[tried], labels[tried]
 

@@ -23,19 +23,20 @@ SMALL_PAIR, NEAR = 0.32, 0.43
 P_VALUE = 0.05
 ONE_WAY, ONE_WAY_MEDIAN, ENOUGH_CLASSES = 0.3, 0.46, 5
 MASK_OF_ADDITION = 0.4
+MAX_INDEX = 1000.0  # where more than half of the norms are equal, an index says no more than that the others differ
 
 
 def anomaly_indices(norms: Floats) -> Floats:
     """How far each class's norm lies below the median, in units of 1.4826 x the median absolute deviation.
 
-    norms: (classes,).  Positive below the median, negative above; the published rule calls > 2 a backdoor's target.
+    norms: (classes,).  Positive below the median, negative above, at most 1000; the published rule calls > 2 a backdoor's
+    target.
     Source: Wang et al., IEEE S&P 2019, section IV.C.
     """
     median = np.median(norms)
     deviation = 1.4826 * np.median(np.abs(norms - median))
-    if deviation == 0.0:
-        return np.where(norms < median, np.inf, np.where(norms > median, -np.inf, 0.0))
-    return (median - norms) / deviation
+    least = np.abs(norms - median).max() / MAX_INDEX
+    return (median - norms) / max(deviation, least, np.finfo(np.float64).tiny)
 
 
 def suspicious(norms: Floats) -> NDArray[np.bool_]:
@@ -109,9 +110,12 @@ def perturbation_p_values(norms: Floats) -> Floats:
         null = null[np.isfinite(null)]
         # The likelihood has no maximum where the location is free and the shape below 1: it is kept a tenth of the
         # spread below the smallest value.
-        location = null.min() - 0.1 * null.std() - 1e-12
+        largest, spread = np.nanmax(inverse[:, c]), null.std()
+        if not spread > 1e-9 * null.max():  # all alike: no distribution to fit
+            result[c] = 1.0 if largest <= null.max() else 0.0
+            continue
+        location = null.min() - 0.1 * spread - 1e-12
         shape, _, scale = gamma.fit(null, floc=location)
-        largest = np.nanmax(inverse[:, c])
         # 1 - (1 - q)^n without the cancellation for small q; of q = 1, a class out of reach, it is 1.
         with np.errstate(divide="ignore"):
             result[c] = -np.expm1((n_classes - 1) * np.log1p(-gamma.sf(largest, shape, location, scale)))

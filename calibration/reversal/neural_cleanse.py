@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from inflight_edge.calibration.reversal.estimates import Logits, PatchEstimate
-from inflight_edge.errors import DataError, OptionError
+from inflight_edge.errors import DataError, ModelError, OptionError
 
 __all__ = ["Patch", "Search", "Settings", "search_patches"]
 
@@ -121,6 +121,11 @@ class _State:
     def result(self) -> Patch:
         if self.best is None:
             mask, pattern = torch.sigmoid(self.mask.detach()), torch.sigmoid(self.pattern.detach())
+            if not mask.isfinite().all():
+                raise ModelError(
+                    "model: its logits are NaN or infinite for images with a patch; check --scale, --mean and --std, or "
+                    "export a model that takes all images"
+                )
             return Patch(mask, pattern, float(mask.numel()), self.steps)
         return Patch(self.best[1], self.best[2], self.best[0], self.steps)
 
@@ -138,7 +143,7 @@ def search_patches(
     bar     advanced by ``settings.steps`` a search.
     The weight is adapted so that the success stays at the wanted level while the mask shrinks; the smallest mask that
     reaches it is returned.  Searches share passes of the classifier, nothing else: each depends on its own seed alone.
-    Raises DataError when one has no images.
+    Raises DataError when one has no images, ModelError when nothing but logits that are not finite come of one.
     Source: Wang et al., IEEE S&P 2019, section IV.  For speed it differs from the authors' scripts, which take up to 1000
     steps of 31 batches of 32 images: success is a moving average over single updates, so that the mask kept need not
     reach it by itself; the weight starts at 1e-3, not 0, and is raised by 1.5, not 2; a search ends early after ``stop``
@@ -176,7 +181,8 @@ def _update(logits: Logits, states: list[_State], settings: Settings) -> None:
     wanted = torch.cat([wanted for _, wanted in batches])
     entropies = F.cross_entropy(output, wanted, reduction="none").reshape(len(states), -1).mean(1)
     norms = masks.sum((1, 2, 3, 4))
-    hits = (output.detach().argmax(1) == wanted).reshape(len(states), -1).float().mean(1)
+    hit = (output.detach().argmax(1) == wanted) & output.detach().isfinite().all(1)
+    hits = hit.reshape(len(states), -1).float().mean(1)
     (entropies + torch.tensor([s.weight for s in states]) * norms).sum().backward()
     for state, hit, norm, mask, pattern in zip(
         states, hits.tolist(), norms.tolist(), masks.detach()[:, 0, 0], patterns.detach()[:, 0], strict=True

@@ -101,16 +101,14 @@ def search_additions(
             for k, gradient in zip(open_ones, gradients, strict=True):
                 i = group[k]
                 size = gradient.norm()
-                if not size > 0.0:  # flat or not finite: no direction to go
+                if not 0.0 < size < torch.inf:  # flat or not finite: no direction to go
                     continue
                 before[i] = values[i]
                 values[i] = values[i] - gradient * (length / size)
                 steps[i] += 1
                 left.append(i)
         if bar is not None:
-            bar.update(
-                sum(settings.steps - (steps[i] - 1 if i in left else steps[i]) if i not in left else 1 for i in active)
-            )
+            bar.update(sum(1 if i in left else settings.steps - steps[i] for i in active))
         active = left
         if not active:
             break

@@ -6,6 +6,7 @@ import gzip
 import io
 import struct
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,9 @@ def test_folder_names_are_classes_in_alphabetical_order(tmp_path: Path) -> None:
     (path / "notes.txt").write_text("x")
     (path / "cat" / "notes.txt").write_text("x")
     (path / "dog" / "more").mkdir()
+    (path / "dog" / ".checkpoints").mkdir()
+    for hidden in ("._0.png", ".checkpoints/0.png"):  # what other programs keep there, no image at all or one twice
+        (path / "dog" / hidden).write_bytes((path / "dog" / "0.png").read_bytes())
     Image.fromarray(COLOUR[3, :2]).save(path / "dog" / "more" / "last.PNG")
     data = load_images(path)
     assert data.class_names == ("cat", "dog")
@@ -180,7 +184,23 @@ def test_folder_errors(tmp_path: Path) -> None:
     broken = folder(tmp_path / "broken", a=[COLOUR[0]])
     (broken / "a" / "bad.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=rf"^{broken}/a/bad\.png: expected an image"):
-        load_images(broken)
+        load_images(broken).pixels(Preprocess((3, 4, 5)))
+
+
+def test_photographs_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
+    """A thousand of a camera's size would fill the memory, and the network takes small ones."""
+    path = folder(tmp_path / "data", a=list(COLOUR[:3]), b=list(COLOUR[3:]))
+    data = load_images(path)
+    assert isinstance(data.images, Sequence)
+    chosen = data.subset(np.array([3, 1]))
+    expected = ImageSet(COLOUR, data.labels, None, "here").subset(np.array([3, 1]))
+    np.testing.assert_array_equal(chosen.pixels(Preprocess((3, 4, 5))), expected.pixels(Preprocess((3, 4, 5))))
+    np.testing.assert_array_equal(np.stack(data.images[1:3]), COLOUR[1:3])
+    np.testing.assert_array_equal(data.images[-1], COLOUR[-1])
+    (path / "b" / "0.png").unlink()
+    with pytest.raises(DataError, match=rf"^{path}/b/0\.png: cannot be read as an image: No such file"):
+        chosen.pixels(Preprocess((3, 4, 5)))
+    np.testing.assert_array_equal(data.images[2], COLOUR[2])
 
 
 # --- ImageSet

@@ -11,7 +11,7 @@ import pytest
 from bundles import CLEAN_EAST, CLEAN_WEST, TRIGGERED_NORTH, TRIGGERED_SOUTH, tiny_bundle
 
 from inflight_edge.calibration.datasets import ImageSet
-from inflight_edge.calibration.evaluate import Evaluation, evaluate, frame_latency, judge
+from inflight_edge.calibration.evaluate import Evaluation, evaluate, frame_latency, judge, ranking
 from inflight_edge.detector import Detector
 from inflight_edge.errors import DataError
 from inflight_edge.verdict import Decision, Verdict
@@ -166,6 +166,12 @@ def test_infinite_margins_are_ranked() -> None:
     clean = [(3, accept(3, -math.inf)), (3, accept(3, -1.0))]
     triggered = [(0, trigger(3, 0, math.inf)), (0, trigger(3, 0, -0.5))]
     assert measured(clean, triggered).auroc == 1.0
+
+
+def test_tied_margins_are_ranked() -> None:
+    """Where both rise together the points between are results too."""
+    ties = np.arange(40.0)
+    assert ranking(ties, ties) == pytest.approx((0.5, 0.0, 0.05))
 
 
 def test_labels_must_fit(capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,6 +82,20 @@ def test_a_large_network_is_compared_coarsely_and_searched_at_length_where_named
     assert of_pairs == [COARSE_PAIR]
     assert found.estimates[TARGET].success > 0.9
 
+    # A search at length that gets nowhere takes no estimate's place.
+    lost = np.full((SIZE, SIZE), 0.5, np.float32)
+    monkeypatch.setattr(
+        Searcher, "patches",
+        lambda self, targets, sources, settings=None: [replace(e, mask=lost, norm=float(lost.size)) for e in found_at_length]
+        if settings is None else list(found.estimates),
+    )  # fmt: skip
+    found_at_length = [found.estimates[TARGET]]
+    again = inspect(
+        classifier, victim.defence, PREPROCESS, settings=Settings(steps=220), method="neural-cleanse", progress=False
+    )
+    assert again.suspects == (TARGET,)
+    assert again.estimates[TARGET] is found.estimates[TARGET]
+
 
 def test_an_inspection_depends_on_the_seed_alone(classifier: Classifier, victim: Poisoned) -> None:
     settings = Settings(steps=12)
@@ -207,6 +221,7 @@ def test_a_saved_inspection_comes_back(inspection: Inspection, tmp_path: Path) -
 
 
 def test_pictures_and_report(inspection: Inspection, tmp_path: Path) -> None:
+    replace(inspection, suspects=(TARGET - 1,)).save(tmp_path)  # an earlier one, whose pictures go
     inspection.save(tmp_path)
     report = json.loads((tmp_path / "inspection.json").read_text())
     assert report == {"suspects": [TARGET], "accuracy": inspection.accuracy, "classes": inspection.rows()}
@@ -262,7 +277,7 @@ def test_limit_of_the_accuracy() -> None:
         def __call__(self, images: Any) -> Any:
             right = torch.arange(100) < self.n_right
             classes = torch.where(right, torch.zeros(100).long(), torch.ones(100).long())
-            return torch.nn.functional.one_hot(classes, 5).float(), torch.zeros(100, 1)
+            return 2.0 * torch.nn.functional.one_hot(classes, 5), torch.zeros(100, 1)
 
     data = ImageSet(np.zeros((100, 2, 2), np.uint8), np.zeros(100, np.int64), None, "here")
     pixels, preprocess = np.zeros((100, 1, 2, 2), np.float32), Preprocess((1, 2, 2))
@@ -285,7 +300,7 @@ def test_a_class_that_the_model_does_not_know_is_no_change_of_places() -> None:
         n_classes, n_features = 4, 1
 
         def __call__(self, images: Any) -> Any:
-            return torch.nn.functional.one_hot(torch.tensor([0, 0, 2, 2, 2, 2, 3, 3]), 4).float(), torch.zeros(8, 1)
+            return 2.0 * torch.nn.functional.one_hot(torch.tensor([0, 0, 2, 2, 2, 2, 3, 3]), 4), torch.zeros(8, 1)
 
     data = ImageSet(np.zeros((8, 2, 2), np.uint8), np.repeat(np.arange(4), 2), None, "here")
     pixels, preprocess = np.zeros((8, 1, 2, 2), np.float32), Preprocess((1, 2, 2))
@@ -298,6 +313,33 @@ def test_logits_that_are_not_finite(classifier: Classifier, victim: Poisoned) ->
         warnings.simplefilter("ignore")
         with pytest.raises(DataError, match="the model's logits are not finite; check --scale, --mean and --std"):
             inspect(classifier, victim.defence, huge, settings=SHORT, progress=False)
+
+
+@pytest.mark.parametrize("squash", [torch.sigmoid, lambda z: z.softmax(1), lambda z: (8 * z).softmax(1)])
+def test_probabilities_are_no_logits(
+    classifier: Classifier, victim: Poisoned, squash: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    """A softmax that closes the model is taken off; what lies behind other steps is seen in the numbers alone."""
+
+    class Squashed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = classifier.graph
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return squash(self.inner(images)[0]).clamp(0, 1)
+
+    program = export(Squashed(), torch.zeros(2, 1, SIZE, SIZE), free={0: "batch"})
+    with pytest.raises(
+        ModelError, match=r"^model: expected logits, got nothing but numbers from 0 to 1, which are prob"
+    ):
+        inspect(
+            classifier_from_program(program, image_shape=(1, SIZE, SIZE)),
+            victim.defence,
+            PREPROCESS,
+            settings=SHORT,
+            progress=False,
+        )
 
 
 def test_every_class_must_be_there(classifier: Classifier, victim: Poisoned) -> None:
@@ -437,6 +479,13 @@ def test_an_anomaly_index_that_is_no_number(forge: Callable[..., Path], inspecti
     records[2]["anomaly_index"] = value
     with pytest.raises(DataError, match=r"not a readable inspection \(anomaly_index: expected a number or null, got "):
         read_inspection(forge(changes={"classes": records}))
+
+
+@pytest.mark.parametrize("target", [-1, N_CLASSES])
+def test_a_finding_of_an_unknown_class(forge: Callable[..., Path], target: int) -> None:
+    findings = [{"target": target, "method": "neural-cleanse", "score": 3.0}]
+    with pytest.raises(DataError, match=r"not a readable inspection \(findings"):
+        read_inspection(forge(changes={"findings": findings}))
 
 
 def test_a_finding_by_an_unknown_method(forge: Callable[..., Path]) -> None:

@@ -120,6 +120,16 @@ def test_images_that_are_misread_without_the_patch_do_not_count() -> None:
     assert nothing.search([patch()], 3) == []
 
 
+def test_held_out_images_do_not_choose_the_patch() -> None:
+    """They confirm it afterwards."""
+    search = shared({0: 1})
+    pixels, labels = data()
+    used = np.arange(len(labels)) % 5 > 0
+    tried = {image.tobytes() for image in search.tried}
+    assert tried
+    assert tried.isdisjoint(image.tobytes() for image in pixels[~used])
+
+
 def test_every_target_has_a_source_of_its_own() -> None:
     """Two classes that lead to one target are no two routes: what sends all classes to one is another attack."""
     assert shared({c: 2 for c in range(N) if c != 2}).search([patch()], 2) == []

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from inflight_edge.calibration.reversal.decision import anomaly_indices
+from inflight_edge.calibration.reversal.decision import MAX_INDEX, anomaly_indices
 from inflight_edge.calibration.reversal.estimates import PatchEstimate
 from inflight_edge.calibration.reversal.neural_cleanse import Patch, Search, Settings, search_patches
-from inflight_edge.errors import DataError, OptionError
+from inflight_edge.errors import DataError, ModelError, OptionError
 
 
 def test_anomaly_index_by_hand() -> None:
@@ -28,9 +28,10 @@ def test_anomaly_index_of_an_even_count() -> None:
     )
 
 
-def test_anomaly_index_without_deviation_is_infinite_for_what_differs() -> None:
-    np.testing.assert_array_equal(
-        anomaly_indices(np.array([5.0, 5.0, 1.0, 5.0, 9.0])), [0.0, 0.0, np.inf, 0.0, -np.inf]
+def test_anomaly_index_without_deviation_is_the_largest_for_what_differs_most() -> None:
+    """A finite one: it goes into JSON, and comes back."""
+    np.testing.assert_allclose(
+        anomaly_indices(np.array([5.0, 5.0, 1.0, 5.0, 7.0])), [0.0, 0.0, MAX_INDEX, 0.0, -MAX_INDEX / 2]
     )
     np.testing.assert_array_equal(anomaly_indices(np.array([3.0, 3.0])), [0.0, 0.0])
 
@@ -91,6 +92,23 @@ def test_a_search_ends_early_without_losing_its_mask() -> None:
 def test_a_class_that_no_mask_reaches_has_all_pixels() -> None:
     (patch,) = found(search(2), settings=replace(SETTINGS, steps=3))
     assert patch.norm == SIZE * SIZE
+
+
+def test_logits_that_are_not_finite_with_a_patch_reach_nothing() -> None:
+    """The largest of NaN is the first: class 0 would have been reached by anything, and no class would stand out."""
+    images, _ = pixels()
+    used = torch.arange(len(images))
+    searches = [Search(target, torch.from_numpy(images / 255), used, target) for target in (0, 2)]
+
+    def fragile(inputs: Tensor) -> Tensor:
+        return torch.where(
+            (inputs[:, 1, 0, 0] > 0.0)[:, None], torch.nan, corner_model(inputs)
+        )  # clean ones are dark there
+
+    with pytest.raises(
+        ModelError, match=r"^model: its logits are NaN or infinite for images with a patch; check --scale"
+    ):
+        search_patches(fragile, searches, settings=SETTINGS)
 
 
 def test_no_images_to_search_with() -> None:

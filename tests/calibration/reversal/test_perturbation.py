@@ -97,6 +97,24 @@ def test_a_class_out_of_reach_has_the_p_value_one() -> None:
     assert perturbation_p_values(norms)[3] == 1.0
 
 
+@pytest.mark.parametrize(("size", "expected"), [(1.0, 1.0), (0.5, 0.0), (2.0, 1.0)])
+def test_norms_that_are_all_alike_have_no_distribution(size: float, expected: float) -> None:
+    norms = np.ones((5, 5))
+    norms[:, 2] = size
+    assert perturbation_p_values(norms)[2] == expected
+
+
+def test_a_gradient_that_is_not_finite_is_no_direction() -> None:
+    used = torch.arange(4)
+    steep = search_additions(
+        lambda images: torch.stack([torch.zeros(len(images)), images.flatten(1).sum(1).sqrt() - 9], 1),
+        [Search(1, torch.zeros(4, 1, 2, 2), used, 0)],
+        settings=AdditionSettings(),
+    )[0]
+    assert (steep.steps, steep.norm) == (0, 0.0)
+    assert steep.size > 0
+
+
 def test_p_values_of_exchangeable_norms_are_seldom_small() -> None:
     smallest = [perturbation_p_values(clean_norms(seed)).min() for seed in range(40)]
     assert np.mean(np.array(smallest) < 0.005) <= 0.15
