@@ -101,9 +101,8 @@ def test_logits_that_are_not_finite_with_a_patch_reach_nothing() -> None:
     searches = [Search(target, torch.from_numpy(images / 255), used, target) for target in (0, 2)]
 
     def fragile(inputs: Tensor) -> Tensor:
-        return torch.where(
-            (inputs[:, 1, 0, 0] > 0.0)[:, None], torch.nan, corner_model(inputs)
-        )  # clean ones are dark there
+        dark = inputs[:, 1, 0, 0] == 0.0  # there, as clean ones are
+        return corner_model(inputs) * torch.where(dark, 1.0, torch.nan)[:, None]
 
     with pytest.raises(
         ModelError, match=r"^model: its logits are NaN or infinite for images with a patch; check --scale"
