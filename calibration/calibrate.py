@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from inflight_edge._layout import MAX_MANIFEST_BYTES
 from inflight_edge.bundle import PRECISIONS, Bundle, SelfTest, Variant
-from inflight_edge.calibration.datasets import ImageSet
-from inflight_edge.calibration.evidence import guard_evidence
+from inflight_edge.calibration.datasets import ImageSet, check_names
+from inflight_edge.calibration.evidence import guard_evidence, trimmed
 from inflight_edge.calibration.export import check_parity, export_onnx
 from inflight_edge.calibration.features import extract
 from inflight_edge.calibration.inspection import Inspection, check_accuracy, further_estimates
@@ -31,7 +32,6 @@ from inflight_edge.calibration.samples import (
     spread,
 )
 from inflight_edge.calibration.selection import Choice, Trial, fit, folds, preference, select, tried
-from inflight_edge.calibration.threads import is_small
 from inflight_edge.calibration.unlearning import joined, unlearned
 from inflight_edge.engines.onnxruntime import OnnxRuntimeEngine
 from inflight_edge.errors import DataError, GuardError, ModelError, OptionError
@@ -84,14 +84,12 @@ def calibrate(
             f"inspection: made for {len(inspection.estimates)} classes and input {preprocess.input_shape}, but the model has "
             f"{classifier.n_classes} and {classifier.input_shape}; inspect this model"
         )
+    names = inspection.class_names or tuple(str(c) for c in range(classifier.n_classes))
+    check_names(names, "class names")
     data.check_labels(classifier.n_classes, every_class=True)
     check_unlearn(unlearn, data.labels)
     pixels = data.pixels(preprocess)
     accuracy = check_accuracy(classifier, pixels, data, preprocess)
-    if not is_small(classifier):  # what cannot be exported or converted is refused before the long work, not after it
-        exported = export_onnx(classifier)
-        for precision in {*precisions} - {PRECISIONS[0]}:
-            _CONVERT[precision](exported, preprocess.normalise(pixels[spread(len(pixels), 16)]))
     views = recognised(classifier, pixels, data.labels, preprocess)
     plans = {t: plan(classifier, pixels, data.labels, inspection.estimates[t], views, preprocess) for t in chosen}
     if are_few(data.labels):
@@ -129,7 +127,6 @@ def calibrate(
         **({} if gain is None else {"unlearned": gain}),
         **({"precisions": reports} if reports else {}),
     }
-    names = inspection.class_names or tuple(str(c) for c in range(classifier.n_classes))
     return Bundle(
         class_names=names,
         preprocess=preprocess,
@@ -137,7 +134,7 @@ def calibrate(
         guards=first.guards,
         model=model,
         self_test=first.self_test,
-        metrics=metrics,
+        metrics=trimmed(metrics, MAX_MANIFEST_BYTES * 7 // 8),
         versions=_versions(),
         variants=variants,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from inflight_edge.calibration.datasets import ImageSet, load_images
 from inflight_edge.calibration.demo import run_demo
 from inflight_edge.calibration.evaluate import MEANING
 from inflight_edge.calibration.evaluate import evaluate as measure_detector
+from inflight_edge.calibration.export import export_onnx
 from inflight_edge.calibration.finding import MAX_CLASSES, TRANSFER, not_searched
 from inflight_edge.calibration.inspection import Inspection, read_inspection
 from inflight_edge.calibration.inspection import inspect as run_inspection
@@ -36,6 +38,7 @@ from inflight_edge.calibration.model import (
 from inflight_edge.calibration.report import render
 from inflight_edge.calibration.reversal.estimates import PatchEstimate
 from inflight_edge.calibration.reversal.neural_cleanse import Settings
+from inflight_edge.calibration.threads import is_small
 from inflight_edge.commands import load_detector, shows_progress
 from inflight_edge.errors import BundleError, OptionError
 from inflight_edge.preprocess import Preprocess
@@ -85,6 +88,8 @@ def calibrate(options: argparse.Namespace) -> int:
     layer = options.feature_layer or (saved.feature_layer if saved else None)
     classifier, data = _model_and_data(options, layer, saved.class_names if saved else None)
     check_unlearn(options.unlearn, data.labels)
+    if not is_small(classifier):
+        export_onnx(classifier)  # what cannot be exported is refused before the long work
     if saved is None:
         inspection = _inspect(options, classifier, data)
         if not options.json:
@@ -93,16 +98,22 @@ def calibrate(options: argparse.Namespace) -> int:
         _refuse_other_constants(options, saved)
         inspection = replace(saved, class_names=saved.class_names or data.class_names)
         inspection = _with_targets(inspection, _targets(options, inspection.class_names, len(saved.estimates)))
-    bundle = make_bundle(
-        classifier,
-        data,
-        inspection,
-        precisions=options.precision,
-        unlearn=options.unlearn,
-        seed=options.seed,
-        progress=shows_progress(options),
-    )
-    write_bundle(bundle, options.out, overwrite=options.force)
+    try:
+        bundle = make_bundle(
+            classifier,
+            data,
+            inspection,
+            precisions=options.precision,
+            unlearn=options.unlearn,
+            seed=options.seed,
+            progress=shows_progress(options),
+        )
+        write_bundle(bundle, options.out, overwrite=options.force)
+    except BaseException:
+        if saved is None and inspection.suspects:  # it may have taken an hour
+            kept = inspection.save(options.out.with_name(f"{options.out.name}-inspection"))
+            print(f"the inspection is kept: go on with --pattern {kept}", file=sys.stderr)
+        raise
     guards = [
         {
             "target": guard["target"],
@@ -205,7 +216,8 @@ def report(options: argparse.Namespace) -> int:
     text = render(
         read_bundle(options.bundle, key=options.key), name=options.bundle.resolve().name, evaluation=evaluation
     )
-    options.out.write_text(text, encoding="utf-8")
+    # Names of files and texts of others may hold halves of surrogate pairs.
+    options.out.write_bytes(text.encode("utf-8", "xmlcharrefreplace"))
     print(json.dumps({"report": str(options.out)}) if options.json else f"report: {options.out}")
     return 0
 
@@ -219,6 +231,9 @@ def demo(options: argparse.Namespace) -> int:
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
     print_figures(figures)
+    if figures["target_class"] is None:
+        print("no class was suspected, so there is nothing to guard; try another --seed")
+        return 1
     print(
         f"picture of the true and the estimated pattern: {options.out / 'patterns.png'}   bundle: {options.out / 'bundle'}"
     )
@@ -255,6 +270,8 @@ def _model_and_data(
 
 
 def _inspect(options: argparse.Namespace, classifier: Classifier, data: ImageSet) -> Inspection:
+    if options.steps is not None and _method(options) == "perturbation":
+        raise OptionError("--steps: of the search for patches, but --method is perturbation; leave one of them out")
     given = {"scale": options.scale, "mean": options.mean, "std": options.std}
     preprocess = Preprocess(classifier.input_shape, **{name: v for name, v in given.items() if v is not None})
     return run_inspection(
@@ -334,7 +351,9 @@ def _print_inspection(inspection: Inspection, method: str) -> None:
     if inspection.suspects:
         print(f"suspected target: {', '.join(inspection.name(c) for c in inspection.suspects)}   {accuracy}")
     elif not _reached(inspection):
-        print(f"no patch reached any class: whether there is a backdoor cannot be said; raise --steps {accuracy}")
+        print(
+            f"no patch reached any class: whether there is a backdoor cannot be said; leave out --steps, or raise it {accuracy}"
+        )
     else:
         first = inspection.rows()[0]
         print(f"no class stands out: no backdoor found {accuracy}")

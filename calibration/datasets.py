@@ -16,7 +16,7 @@ from inflight_edge.errors import DataError
 from inflight_edge.images import IMAGE_SUFFIXES, read_image, read_npz
 from inflight_edge.preprocess import Preprocess
 
-__all__ = ["ImageSet", "load_digits", "load_images", "load_standard", "split_defence"]
+__all__ = ["ImageSet", "check_names", "load_digits", "load_images", "load_standard", "split_defence"]
 
 UInt8 = NDArray[np.uint8]
 _IDX_FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
@@ -156,6 +156,7 @@ def _load_folder(path: Path, channels: int, class_names: Sequence[str] | None) -
     if not folders:
         raise DataError(f"{path}: expected one sub-folder per class, found none")
     names = [folder.name for folder in folders]
+    check_names(names, str(path))
     labels_of = _labels_of(path, names, class_names)
     paths: list[Path] = []
     labels: list[int] = []
@@ -171,6 +172,12 @@ def _load_folder(path: Path, channels: int, class_names: Sequence[str] | None) -
     known = tuple(class_names) if class_names is not None else tuple(names)
     found = None if class_names is None and _numbered(names) else known
     return ImageSet(_Files(tuple(paths), channels), np.asarray(labels, np.int64), found, str(path))
+
+
+def check_names(names: Sequence[str], origin: str) -> None:
+    """Raise DataError for a class name that a bundle does not take, before the long work."""
+    if odd := [name for name in names if not name or not name.isprintable()]:
+        raise DataError(f"{origin}: expected class names of printable characters, got {odd[0]!r}; rename it")
 
 
 def _numbered(names: Sequence[str]) -> bool:

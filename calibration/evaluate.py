@@ -92,11 +92,21 @@ class Evaluation:
 
 
 def judge(detector: Detector, data: ImageSet, *, label: str, progress: bool = True, batch: int = 64) -> list[Verdict]:
-    """Verdict on every image, in order."""
+    """Verdict on every image, in order; INVALID for a file that cannot be read."""
     verdicts: list[Verdict] = []
     starts = range(0, len(data), batch)
     for start in tqdm(starts, desc=label, unit="batch", disable=not progress, leave=False):
-        verdicts += detector.run([data.images[i] for i in range(start, min(start + batch, len(data)))])
+        unread: dict[int, Verdict] = {}
+        frames = []
+        for i in range(start, min(start + batch, len(data))):
+            try:
+                frames.append(data.images[i])
+            except DataError as error:
+                unread[i] = Verdict(Decision.INVALID, reason=str(error))
+        judged = iter(detector.run(frames) if frames else [])
+        verdicts += [
+            unread[i] if i in unread else next(judged) for i in range(start, start + len(frames) + len(unread))
+        ]
     return verdicts
 
 

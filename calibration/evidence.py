@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import copy
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,13 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.decomposition import PCA
 
+from inflight_edge._contents import dump_json
 from inflight_edge.calibration.samples import Samples
 from inflight_edge.calibration.selection import Choice
 
-__all__ = ["guard_evidence"]
+__all__ = ["guard_evidence", "trimmed"]
 
 # A bundle's manifest holds at most a megabyte: so many points and confusion counts of all guards together, and pictures
-# of so many pixels' edge for up to ten guards.
+# of so many pixels' edge for up to ten guards.  What is too much all the same goes, the last guards' first.
 POINTS, COUNTS, LONGEST = 4000, 40_000, 64
 # A confusion table of more classes could not be read.
 MAX_CONFUSION = 40
@@ -38,8 +41,9 @@ def guard_evidence(
     clean, triggered  (channels, H, W) float32 in 0..255: one image of another class, and with the estimated pattern.
     samples  what the guard was fitted to, in the order of the choice's held-out figures; one of each image is shown.
 
-    Keys: pictures (PNG, base64), margins (held-out, nats: clean ones of the target, triggered ones), projection (x, y and
-    class of some features on their first two principal components, standardised), confusion (rows: true class).
+    Keys: pictures (PNG, base64), margins (held-out, nats: the clean ones of the target, some of the triggered ones),
+    projection (x, y and class of some features on their first two principal components, standardised), confusion (rows: true
+    class).
     """
     one_each = samples.one_each
     features, labels = samples.features[one_each], samples.labels[one_each]
@@ -55,7 +59,7 @@ def guard_evidence(
     return {
         "pictures": {name: _png(image, longest) for name, image in _pictures(clean, triggered).items()},
         "margins": {
-            "clean": _numbers(held_out_margins[of_target & _among(shown, labels)]),
+            "clean": _numbers(held_out_margins[of_target]),
             "triggered": _numbers(held_out_margins[~of_target & _among(shown, labels)]),
         },
         "projection": {
@@ -66,6 +70,22 @@ def guard_evidence(
         },
         "confusion": _confusion(labels[~of_target], sources[~of_target], held_out_margins[~of_target], n_guards),
     }
+
+
+def trimmed(metrics: dict[str, Any], limit: int) -> dict[str, Any]:
+    """The metrics with what their JSON has room for in so many bytes: evidence, then trials go, of the last guards first."""
+    result = copy.deepcopy(metrics)
+    entries = [entry for report in (result, *result.get("precisions", {}).values()) for entry in report["guards"]]
+    strips: tuple[Callable[[dict[str, Any]], Any], ...] = (
+        lambda entry: entry.pop("evidence", None),
+        lambda entry: entry["density"].update(trials=[]),
+    )
+    for strip in strips:
+        for entry in reversed(entries):
+            if len(dump_json(result) or b"") <= limit:
+                return result
+            strip(entry)
+    return result
 
 
 def _among(shown: NDArray[np.intp], labels: NDArray[np.int64]) -> NDArray[np.bool_]:

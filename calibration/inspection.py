@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,8 +90,8 @@ class Inspection:
         write(path, *encode(self))
         report = {"suspects": list(self.suspects), "accuracy": self.accuracy, "classes": self.rows()}
         (folder / "inspection.json").write_text(json.dumps(report, indent=1) + "\n")
-        for kind in ("mask", "pattern"):  # of an earlier inspection in the same folder
-            for old in folder.glob(f"class-*-{kind}.png"):
+        for old in folder.glob("class-*.png"):  # of an earlier inspection in the same folder
+            if re.fullmatch(r"class-\d+-(mask|pattern)\.png", old.name):
                 old.unlink()
         for label in self.suspects or (self.rows()[0]["class"],):
             estimate = self.estimates[label]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from inflight_edge.calibration.datasets import check_names
 from inflight_edge.calibration.finding import FOUND_BY, Finding
 from inflight_edge.calibration.reversal.estimates import AdditionEstimate, Estimate, PatchEstimate
 from inflight_edge.errors import DataError, OptionError
@@ -88,6 +89,9 @@ def decode(path: Path) -> dict[str, Any]:
         texts = [*(names or ()), *([] if feature_layer is None else [feature_layer])]
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("class names and feature layer: expected text")
+        check_names(names or (), str(path))
+        if not all(type(size) is int for size in preprocess.input_shape):
+            raise TypeError(f"input_shape: expected whole numbers, got {preprocess.input_shape}")
         n_classes = len(header["classes"])
         wanted = _expected(header["classes"], preprocess.input_shape)
         if set(tensors) != set(wanted):
@@ -98,7 +102,7 @@ def decode(path: Path) -> dict[str, Any]:
         estimates = tuple(_estimate(c, record, tensors, n_classes) for c, record in enumerate(header["classes"]))
         indices = np.array([_number("anomaly_index", record["anomaly_index"], np.nan) for record in header["classes"]])
         findings = tuple(_finding(record, n_classes) for record in header["findings"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, OptionError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, OverflowError, OptionError) as error:
         raise DataError(f"{path}: not a readable inspection ({error}); {AGAIN}") from error
     if not all(0 <= c < n_classes for c in suspects) or (names is not None and len(names) != n_classes):
         raise DataError(f"{path}: suspects or class names do not fit {n_classes} classes; {AGAIN}")

@@ -44,16 +44,16 @@ def render(bundle: Bundle, *, name: str, evaluation: Mapping[str, Any] | None = 
                 own held-out figures alone, and says so.
     Raises DataError for an evaluation that is none, and for a bundle whose metrics are not those of `calibrate`.
     """
-    parts = [_head(bundle, name), _measured(evaluation), _inspection(bundle)]
+    parts = [_head(bundle, name), _measured(evaluation)]
     guards = bundle.metrics.get("guards")
-    for entry in guards if isinstance(guards, list) else []:
-        try:
-            parts.append(_guard(bundle, entry))
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"bundle: metrics of a guard: expected those that `inflight-edge calibrate` writes, got others "
-                f"({type(error).__name__}: {error}); calibrate it anew"
-            ) from error
+    try:
+        parts.append(_inspection(bundle))
+        parts += [_guard(bundle, entry) for entry in (guards if isinstance(guards, list) else [])]
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"bundle: metrics: expected those that `inflight-edge calibrate` writes, got others "
+            f"({type(error).__name__}: {error}); calibrate it anew"
+        ) from error
     parts.append(_made(bundle))
     title = escape(f"inflight-edge: {name}")
     return (

@@ -215,5 +215,6 @@ def _steps(pixels: NDArray[np.float32], parts: int, *, diagonal: bool) -> list[t
 def share(
     classifier: Classifier, pixels: NDArray[np.float32], expected: NDArray[np.int64] | int, preprocess: Preprocess
 ) -> float:
-    """Share of images predicted as the class that is expected of all, or of each."""
-    return float((extract(classifier, pixels, preprocess)[0].argmax(1) == expected).mean())
+    """Share of images predicted as the class that is expected of all, or of each; those without finite logits are not."""
+    logits = extract(classifier, pixels, preprocess)[0]
+    return float(((logits.argmax(1) == expected) & np.isfinite(logits).all(axis=1)).mean())

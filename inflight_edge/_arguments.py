@@ -47,7 +47,7 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "neural-cleanse", "perturbation"),
         help="patterns looked for: patches, additions, or both (default auto)",
     )
-    parser.add_argument("--steps", type=int, metavar="N", help="search steps per class (default 400)")
+    parser.add_argument("--steps", type=int, metavar="N", help="steps of a search for a patch at most (default 400)")
     parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_argument("--json", action="store_true", help="JSON instead of a table")

@@ -92,7 +92,7 @@ def write_bundle(bundle: Bundle, path: str | os.PathLike[str], *, overwrite: boo
     if (size := max(map(len, files.values()))) > MAX_FILE_BYTES or len(text) > MAX_MANIFEST_BYTES:
         limits = f"{MAX_FILE_BYTES} bytes a file, {MAX_MANIFEST_BYTES} for {MANIFEST}"
         raise BundleError(
-            f"{path}: expected at most {limits}, got {size}, {len(text)}; use a smaller density or report"
+            f"{path}: expected at most {limits}, got {size}, {len(text)}; guard fewer classes, or keep less in the metrics"
         )
     decode(lambda name, _: files[name], Path(path))
     write_folder(Path(path), files, overwrite=overwrite, optional=OPTIONAL)

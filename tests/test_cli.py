@@ -108,7 +108,7 @@ def test_inspect_as_json_and_with_progress_on_a_terminal(
     assert run("inspect", files.model, "--data", files.data, "--steps", 2, *NORMALISATION, "--quiet") == 0
     text = output(capsys)
     assert "no backdoor found" not in text
-    assert "no patch reached any class: whether there is a backdoor cannot be said; raise --steps" in text
+    assert "no patch reached any class: whether there is a backdoor cannot be said; leave out --steps, or" in text
 
 
 def test_where_patches_reach_their_classes_and_none_stands_out_there_is_no_backdoor(
@@ -223,6 +223,12 @@ def test_demo_prints_and_writes_its_figures(
     assert run("demo", "--json", "figures.json", "--seed", 4, "--quiet", "--out", "made") == 0
     assert json.loads(Path("figures.json").read_text()) == figures
     assert seen == [Path("made"), 4, False]
+    figures["target_class"] = None
+    assert run("demo", "--quiet", "--out", "made") == 1
+    text = capsys.readouterr().out
+    assert "no class was suspected" in text.splitlines()[-1]
+    figures["target_class"] = 9
+    assert run("demo", "--quiet", "--out", "made") == 0
     text = output(capsys)
     assert [line.split()[:2] for line in text.splitlines()[2:6]] == [
         ["target_class", "9"],

@@ -15,7 +15,9 @@ from command_lines import NAMES, NORMALISATION, Files, one_line, output, run, wr
 
 from inflight_edge.bundle import write_bundle
 from inflight_edge.calibration import commands
+from inflight_edge.calibration.inspection import read_inspection
 from inflight_edge.cli import main
+from inflight_edge.errors import DataError
 
 
 @pytest.fixture(autouse=True)
@@ -166,6 +168,10 @@ WRONG: dict[str, tuple[str, str]] = {
         "--method: of a search, but the patterns are those",
     ),
     "steps of a saved pattern": (f"{GUARD} --steps 9", "--steps: of a search, but the patterns are those of --pattern"),
+    "steps of additions": (
+        f"{MODEL} --steps 9 --method perturbation --quiet",
+        "--steps: of the search for patches, but --method is perturbation",
+    ),
     "report of no run": ("doctor --report r.json", "--report: of --run BUNDLE, which is not there; add it"),
     "key of no run": ("doctor --key {text}", "--key: of --run BUNDLE, which is not there; add it"),
     "form of served guards": (
@@ -215,12 +221,35 @@ def test_no_suspect_is_an_error_that_names_the_option(files: Files, capsys: pyte
     command = ("calibrate", files.model, "--data", files.data, *NORMALISATION, "--steps", 2, "--quiet")
     assert run(*command) == 2
     captured = capsys.readouterr()
-    assert "no patch reached any class: whether there is a backdoor cannot be said; raise --steps" in captured.out
+    assert (
+        "no patch reached any class: whether there is a backdoor cannot be said; leave out --steps, or" in captured.out
+    )
     assert captured.err == (
         "inflight-edge: error: no class looks like a backdoor's target, so there is nothing to guard; "
         "name one with --target to guard it anyway (the most anomalous is class 0)\n"
     )
     assert not Path("bundle").exists()
+
+
+def test_an_inspection_is_not_lost_with_the_calibration(
+    files: Files, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may have taken an hour."""
+
+    def fails(*_: Any, **options: Any) -> Any:
+        raise DataError("no room")
+
+    monkeypatch.setattr(commands, "run_inspection", lambda *_, **options: poisoned.inspected())
+    monkeypatch.setattr(commands, "make_bundle", fails)
+    command = ("calibrate", files.model, "--data", files.data, *NORMALISATION, "--quiet", "--out", "made")
+    assert run(*command) == 2
+    kept = "made-inspection/patterns.safetensors"
+    assert capsys.readouterr().err == (
+        f"the inspection is kept: go on with --pattern {kept}\ninflight-edge: error: no room\n"
+    )
+    assert read_inspection(kept).suspects == poisoned.inspected().suspects
+    assert run(*command, "--pattern", kept) == 2  # which is there
+    assert capsys.readouterr().err == "inflight-edge: error: no room\n"
 
 
 def test_damaged_bundle(files: Files, capsys: pytest.CaptureFixture[str]) -> None:

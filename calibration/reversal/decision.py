@@ -35,8 +35,9 @@ def anomaly_indices(norms: Floats) -> Floats:
     """
     median = np.median(norms)
     deviation = 1.4826 * np.median(np.abs(norms - median))
-    least = np.abs(norms - median).max() / MAX_INDEX
-    return (median - norms) / max(deviation, least, np.finfo(np.float64).tiny)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        indices = np.where(norms == median, 0.0, (median - norms) / deviation)
+    return np.clip(indices, -MAX_INDEX, MAX_INDEX)
 
 
 def suspicious(norms: Floats) -> NDArray[np.bool_]:

@@ -129,9 +129,10 @@ def moved(
 
 
 def predicted(logits: Logits, pixels: NDArray[np.float32], batch: int = 256) -> NDArray[np.int64]:
-    """Predicted classes (N,) of images (N, channels, H, W) in 0..255."""
+    """Predicted classes (N,) of images (N, channels, H, W) in 0..255; -1 where a logit is not finite."""
     parts = []
     with torch.inference_mode():
         for start in range(0, len(pixels), batch):
-            parts.append(logits(torch.from_numpy(pixels[start : start + batch] / np.float32(255.0))).argmax(1).numpy())
+            output = logits(torch.from_numpy(pixels[start : start + batch] / np.float32(255.0)))
+            parts.append(output.argmax(1).where(output.isfinite().all(1), -1).numpy())
     return np.concatenate(parts)

@@ -181,6 +181,11 @@ def test_folder_errors(tmp_path: Path) -> None:
     twice = folder(tmp_path / "twice", _1=[COLOUR[0]], _01=[COLOUR[1]])
     with pytest.raises(DataError, match=rf"^{twice}: two sub-folders name the same class index; rename one"):
         load_images(twice)
+    odd = folder(tmp_path / "odd", **{"a\u200bb": [COLOUR[0]]})
+    with pytest.raises(
+        DataError, match=rf"^{odd}: expected class names of printable characters, got 'a.u200bb'; rename"
+    ):
+        load_images(odd)
     broken = folder(tmp_path / "broken", a=[COLOUR[0]])
     (broken / "a" / "bad.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=rf"^{broken}/a/bad\.png: expected an image"):

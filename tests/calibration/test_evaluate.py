@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from bundles import CLEAN_EAST, CLEAN_WEST, TRIGGERED_NORTH, TRIGGERED_SOUTH, tiny_bundle
+from PIL import Image
 
-from inflight_edge.calibration.datasets import ImageSet
+from inflight_edge.calibration.datasets import ImageSet, load_images
 from inflight_edge.calibration.evaluate import Evaluation, evaluate, frame_latency, judge, ranking
 from inflight_edge.detector import Detector
 from inflight_edge.errors import DataError
@@ -195,6 +197,23 @@ def test_judging_keeps_the_order_whatever_the_batch(capsys: pytest.CaptureFixtur
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "a label" in captured.err
+
+
+def test_a_file_that_cannot_be_read_is_invalid_alone(tmp_path: Path) -> None:
+    for i in range(6):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        Image.fromarray(np.full((2, 2), i, np.uint8)).save(tmp_path / "a" / f"{i}.png")
+    data = load_images(tmp_path, channels=1)
+    for i in (2, 4, 5):
+        (tmp_path / "a" / f"{i}.png").write_bytes(b"no picture")
+    script = [unguarded(i) for i in range(3)]
+    detector: Any = Scripted(script, (3,), NO_MARGINS)
+    verdicts = judge(detector, data, label="clean", progress=False, batch=2)
+    assert [v.decision for v in verdicts] == [
+        Decision.UNGUARDED, Decision.UNGUARDED, Decision.INVALID, Decision.UNGUARDED, Decision.INVALID, Decision.INVALID
+    ]  # fmt: skip
+    assert f"{tmp_path}/a/2.png: expected an image" in verdicts[2].reason
+    assert detector.batches == [2, 1]
 
 
 def test_a_real_detector() -> None:

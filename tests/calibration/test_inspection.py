@@ -222,7 +222,9 @@ def test_a_saved_inspection_comes_back(inspection: Inspection, tmp_path: Path) -
 
 def test_pictures_and_report(inspection: Inspection, tmp_path: Path) -> None:
     replace(inspection, suspects=(TARGET - 1,)).save(tmp_path)  # an earlier one, whose pictures go
+    (tmp_path / "class-dog-mask.png").write_bytes(b"of somebody else")
     inspection.save(tmp_path)
+    (tmp_path / "class-dog-mask.png").unlink()
     report = json.loads((tmp_path / "inspection.json").read_text())
     assert report == {"suspects": [TARGET], "accuracy": inspection.accuracy, "classes": inspection.rows()}
     assert sorted(p.name for p in tmp_path.iterdir()) == [
@@ -383,6 +385,12 @@ HEADERS: dict[str, tuple[str | dict[str, Any], str]] = {
     "negative suspect": ({"suspects": [-1]}, "suspects or class names do not fit 7 classes"),
     "suspect by name": ({"suspects": ["three"]}, "not a readable inspection"),
     "no suspects": ({"suspects": None}, "not a readable inspection"),
+    "endless suspect": ({"suspects": [float("inf")]}, r"not a readable inspection \(cannot convert float infinity"),
+    "broken size": ({"input_shape": [1.0, 12, 12]}, r"not a readable inspection \(input_shape: expected whole numbers"),
+    "name that no bundle takes": (
+        {"class_names": [*"abcdef", "g\u200b"]},
+        "expected class names of printable characters",
+    ),
     "too few names": ({"class_names": ["a", "b"]}, "suspects or class names do not fit 7 classes"),
     "names": ({"class_names": 5}, "not a readable inspection"),
     "two sizes": ({"input_shape": [12, 12]}, r"not a readable inspection \(input shape: expected"),

@@ -19,9 +19,10 @@ from command_lines import run
 from PIL import Image
 
 from inflight_edge import DataError, write_bundle
+from inflight_edge._contents import dump_json
 from inflight_edge.bundle import MAX_MANIFEST_BYTES, Bundle
 from inflight_edge.calibration.evaluate import Evaluation
-from inflight_edge.calibration.evidence import guard_evidence
+from inflight_edge.calibration.evidence import guard_evidence, trimmed
 from inflight_edge.calibration.report import render
 from inflight_edge.calibration.samples import Samples
 from inflight_edge.calibration.selection import Choice
@@ -103,7 +104,7 @@ def test_metrics_that_are_not_calibrates_are_an_error_and_never_markup() -> None
     guard = poisoned.bundle().metrics["guards"][0]
     wrong = ({}, 7, {**guard, "target": 99}, {**guard, "samples": {**guard["samples"], "n": "<script>"}})
     for entry in wrong:
-        with pytest.raises(DataError, match="metrics of a guard: expected those that `inflight-edge calibrate` writes"):
+        with pytest.raises(DataError, match="metrics: expected those that `inflight-edge calibrate` writes"):
             render(with_metrics(guards=[entry]), name="a")
 
 
@@ -138,6 +139,10 @@ def test_evaluation_is_told_apart_from_the_calibrations_own_figures() -> None:
     assert "0.9877" in text
     with pytest.raises(DataError, match="expected the output of `inflight-edge evaluate --json`"):
         render(poisoned.bundle(), name="a", evaluation={"accuracy": 1.0})
+    for rows in ([1], ["x"], [{"class": 0}, 5]):
+        odd = replace(tiny_bundle(), metrics={"inspection": rows})
+        with pytest.raises(DataError, match=r"^bundle: metrics: expected those that `inflight-edge calibrate` writes"):
+            render(odd, name="odd")
 
 
 def test_bundle_of_other_tools_without_evidence_is_reported_as_far_as_it_goes() -> None:
@@ -154,6 +159,10 @@ def test_command_writes_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert run("report", tmp_path / "bundle", "--out", out, "--evaluation", figures) == 0
     assert capsys.readouterr().out == f"report: {out}\n"
     assert out.read_text().startswith("<!doctype html>")
+    figures.write_text('{"acc": "\\ud800"}')  # half of a pair: no text of UTF-8
+    assert run("report", tmp_path / "bundle", "--out", out, "--evaluation", figures) == 0
+    assert "&#55296;" in out.read_text(encoding="utf-8")
+    assert capsys.readouterr().out == f"report: {out}\n"
     for content, message in (("{", "expected JSON"), ("[]", "expected an object of figures")):
         figures.write_text(content)
         assert run("report", tmp_path / "bundle", "--out", out, "--evaluation", figures) == 2
@@ -177,6 +186,26 @@ def test_evidence_of_many_classes_fits_into_a_manifest() -> None:
     assert 10 * sizes[1] < MAX_MANIFEST_BYTES
     assert 200 * sizes[2] < MAX_MANIFEST_BYTES
     assert kept[0]["confusion"] == {"classes": [], "counts": []}
+    # The report counts false alarms among all of them.
+    assert [len(entry["margins"]["clean"]) for entry in kept] == [100] * 3
+
+
+def test_what_a_manifest_has_no_room_for_is_left_out_from_the_end() -> None:
+    trials = [{"verdict_error": 0.25, "source_error": 0.5}] * 20
+    density = {"reason": "alone", "trials": trials}
+    guards = [{"target": t, "density": density, "evidence": {"margins": [0.5] * 500}} for t in range(6)]
+    metrics = {"guards": guards, "precisions": {"fp16": {"guards": [{"target": 0, "density": density}]}}}
+    whole = len(dump_json(metrics) or b"")
+    assert trimmed(metrics, whole) == metrics
+    less = trimmed(metrics, whole - 1)
+    assert ["evidence" in entry for entry in less["guards"]] == [True] * 5 + [False]
+    least = trimmed(metrics, 4000)
+    assert len(dump_json(least) or b"") <= 4000
+    assert not any("evidence" in entry for entry in least["guards"])
+    assert [bool(entry["density"]["trials"]) for entry in (*least["guards"], *least["precisions"]["fp16"]["guards"])] == [
+        True, *[False] * 6
+    ]  # fmt: skip
+    assert metrics["guards"][5]["evidence"] == {"margins": [0.5] * 500}
 
 
 def test_confusion_counts_a_missed_trigger_as_missed() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from inflight_edge.calibration.reversal.decision import MAX_INDEX, anomaly_indices
+from inflight_edge.calibration.reversal.decision import MAX_INDEX, anomaly_indices, suspicious
 from inflight_edge.calibration.reversal.estimates import PatchEstimate
 from inflight_edge.calibration.reversal.neural_cleanse import Patch, Search, Settings, search_patches
 from inflight_edge.errors import DataError, ModelError, OptionError
@@ -28,11 +28,18 @@ def test_anomaly_index_of_an_even_count() -> None:
     )
 
 
-def test_anomaly_index_without_deviation_is_the_largest_for_what_differs_most() -> None:
+def test_anomaly_index_without_deviation_is_the_largest_for_what_differs() -> None:
     """A finite one: it goes into JSON, and comes back."""
-    np.testing.assert_allclose(
-        anomaly_indices(np.array([5.0, 5.0, 1.0, 5.0, 7.0])), [0.0, 0.0, MAX_INDEX, 0.0, -MAX_INDEX / 2]
+    np.testing.assert_array_equal(
+        anomaly_indices(np.array([5.0, 5.0, 1.0, 5.0, 7.0])), [0.0, 0.0, MAX_INDEX, 0.0, -MAX_INDEX]
     )
+
+
+def test_a_class_out_of_reach_does_not_change_the_others_index() -> None:
+    norms = np.array([55.0, 84, 87, 92, 98, 100, 104, 110, 113, 118, 50176])
+    # Median 100, the median deviation 13.
+    assert anomaly_indices(norms)[0] == pytest.approx(45 / (1.4826 * 13))
+    assert suspicious(norms).tolist() == [True] + [False] * 10
     np.testing.assert_array_equal(anomaly_indices(np.array([3.0, 3.0])), [0.0, 0.0])
 
 
