@@ -202,17 +202,17 @@ def test_judging_keeps_the_order_whatever_the_batch(capsys: pytest.CaptureFixtur
 def test_a_file_that_cannot_be_read_is_invalid_alone(tmp_path: Path) -> None:
     for i in range(6):
         (tmp_path / "a").mkdir(exist_ok=True)
-        Image.fromarray(np.full((2, 2), i, np.uint8)).save(tmp_path / "a" / f"{i}.png")
+        Image.fromarray(np.full((2, 2), i, np.uint8)).save(tmp_path / "a" / f"{i}.png")  # the script's line
     data = load_images(tmp_path, channels=1)
     for i in (2, 4, 5):
         (tmp_path / "a" / f"{i}.png").write_bytes(b"no picture")
-    script = [unguarded(i) for i in range(3)]
-    detector: Any = Scripted(script, (3,), NO_MARGINS)
+    detector: Any = Scripted([unguarded(i) for i in range(4)], (3,), NO_MARGINS)
     verdicts = judge(detector, data, label="clean", progress=False, batch=2)
     assert [v.decision for v in verdicts] == [
         Decision.UNGUARDED, Decision.UNGUARDED, Decision.INVALID, Decision.UNGUARDED, Decision.INVALID, Decision.INVALID
     ]  # fmt: skip
     assert f"{tmp_path}/a/2.png: expected an image" in verdicts[2].reason
+    assert [v.predicted for v in verdicts] == [0, 1, None, 3, None, None]
     assert detector.batches == [2, 1]
 
 
