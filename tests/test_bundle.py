@@ -157,7 +157,7 @@ def test_missing_parent_is_named(tmp_path: Path) -> None:
 
 def test_too_large_a_report_is_refused_before_it_is_written(tmp_path: Path) -> None:
     bundle = tiny_bundle(metrics={"report": "x" * MAX_MANIFEST_BYTES})
-    with pytest.raises(BundleError, match=r"expected at most .* 1048576 for bundle.json, got .*; use a smaller"):
+    with pytest.raises(BundleError, match=r"expected at most .* 1048576 for bundle.json, got .*; guard fewer"):
         write_bundle(bundle, tmp_path / "b")
     assert os.listdir(tmp_path) == []
 

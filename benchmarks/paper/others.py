@@ -19,7 +19,7 @@ from benchmarks.paper.classifiers import Experiment
 from inflight_edge.calibration.baselines import B3D, Baseline, NeuronFilter, Strip, compare
 from inflight_edge.calibration.features import extract
 from inflight_edge.calibration.inspection import Inspection
-from inflight_edge.calibration.model import load_classifier
+from inflight_edge.calibration.model import Classifier, load_classifier
 from inflight_edge.calibration.patching import patch
 from inflight_edge.calibration.train import predict
 
@@ -34,8 +34,9 @@ def other_defences(case: Experiment, program: Path, inspection: Inspection, *, p
     """One record per defence.  Empty when the inspection suspected no class."""
     if not inspection.suspects:
         return []
+    classifier = load_classifier(program, image_shape=case.test.image_shape, feature_layer="penultimate")
     with _arithmetic(case):
-        return _other_defences(case, program, inspection, progress)
+        return _other_defences(case, classifier, inspection, progress)
 
 
 def _arithmetic(case: Experiment) -> AbstractContextManager[None]:
@@ -43,10 +44,11 @@ def _arithmetic(case: Experiment) -> AbstractContextManager[None]:
     return torch.autocast("cpu", torch.bfloat16, enabled=case.recipe.in_bfloat16, cache_enabled=False)
 
 
-def _other_defences(case: Experiment, program: Path, inspection: Inspection, progress: bool) -> list[dict[str, Any]]:
+def _other_defences(
+    case: Experiment, classifier: Classifier, inspection: Inspection, progress: bool
+) -> list[dict[str, Any]]:
     target = inspection.suspects[0]
     estimate, preprocess = inspection.estimates[target], case.preprocess
-    classifier = load_classifier(program, image_shape=case.test.image_shape, feature_layer="penultimate")
 
     def as_target(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         return pixels[extract(classifier, pixels, preprocess)[0].argmax(1) == target]

@@ -18,6 +18,7 @@ from benchmarks.paper.classifiers import RATES, Experiment
 from benchmarks.paper.measure import KEYS, PARTS, Setting, measure_setting, missing, part
 from benchmarks.paper.others import other_defences, patching
 from inflight_edge import ModelError, OptionError
+from inflight_edge.calibration.demo import export_program
 from inflight_edge.calibration.train import Recipe
 
 SETTING = Setting("mnist", "WB", "multi")
@@ -80,6 +81,18 @@ def test_patching_in_bfloat16_unlearns_as_in_float32(case: Experiment) -> None:
     quick = patching(replace(case, recipe=Recipe(1, bfloat16=True)), poisoned.inspected(), (0.1,))[0]
     assert quick["sia"] == pytest.approx(exact["sia"], abs=0.1)
     assert quick["acc_patched"] == pytest.approx(exact["acc_patched"], abs=0.1)
+
+
+def test_other_defences_in_bfloat16_tell_what_those_in_float32_do(
+    case: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inflight_edge.calibration.train.has_bfloat16", lambda: True)
+    model = export_program(case.network, case.preprocess.input_shape, tmp_path / "classifier.pt2")
+    exact = other_defences(case, model, poisoned.inspected(), progress=False)
+    quick = other_defences(replace(case, recipe=Recipe(1, bfloat16=True)), model, poisoned.inspected(), progress=False)
+    assert [record["detector"] for record in quick] == [record["detector"] for record in exact]
+    for one, two in zip(quick, exact, strict=True):
+        assert one["auroc"] == pytest.approx(two["auroc"], abs=0.1)
 
 
 def test_copy_that_cannot_be_made_costs_no_other_record(
