@@ -270,6 +270,8 @@ def _model_and_data(
 
 
 def _inspect(options: argparse.Namespace, classifier: Classifier, data: ImageSet) -> Inspection:
+    if options.steps is not None and options.steps < 1:
+        raise OptionError(f"--steps: expected at least 1, got {options.steps}")
     if options.steps is not None and _method(options) == "perturbation":
         raise OptionError("--steps: of the search for patches, but --method is perturbation; leave one of them out")
     given = {"scale": options.scale, "mean": options.mean, "std": options.std}

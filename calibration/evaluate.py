@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -64,7 +65,7 @@ class Evaluation:
     tpr_at_fpr01, tpr_at_fpr05  the best TPR of a threshold on the margin at an FPR of at most 1 and 5 % of these frames.
     tpr_alpha01, fpr_alpha01, tpr_alpha05, fpr_alpha05  TPR and FPR where a frame is flagged as `alpha` of Detector, .01 and
                  .05, would; None where a guard has too few clean margins for that promise.
-    n_invalid    frames without a judgement.
+    n_invalid    frames without a judgement: wrong ones of acc, and among those of asr that the attack did not move.
     Definitions: Li, Xiang, Miller, Kesidis, ICASSP 2022, section 5.2.
     """
 
@@ -115,7 +116,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure a detector; labels are the true classes, also of triggered frames.
 
-    Raises DataError when a label does not fit the classifier.
+    Why the first of the frames that could not be judged was not goes to standard error.
+    Raises DataError when a label does not fit the classifier, or when no frame could be judged.
     """
     for data in (clean, triggered):
         if data is not None:
@@ -127,6 +129,8 @@ def evaluate(
     verdicts = [*clean_verdicts, *trigger_verdicts]
     if verdicts and all(v.decision is Decision.INVALID for v in verdicts):
         raise DataError(f"none of the frames could be judged: {verdicts[0].reason}")
+    if reasons := [v.reason for v in verdicts if v.decision is Decision.INVALID]:
+        print(f"{len(reasons)} of {len(verdicts)} frames could not be judged; the first: {reasons[0]}", file=sys.stderr)
     guarded = set(detector.guards)
     negatives = [v for v, y in zip(clean_verdicts, clean_labels, strict=True) if y in guarded and v.predicted == y]
     attacked = [(v, y) for v, y in zip(trigger_verdicts, trigger_labels, strict=True) if guarded != {y}]

@@ -211,9 +211,11 @@ def check_accuracy(
     accuracy = float((predicted == data.labels).mean())
     chance = 1.0 / classifier.n_classes
     if accuracy < chance + 0.2 * (1.0 - chance):
+        names = ", ".join(f"{c} = {name}" for c, name in enumerate((data.class_names or ())[:4]))
         raise DataError(
             f"{data.origin}: the model gets only {accuracy:.1%} of these images right (chance: {chance:.1%}); check --scale, "
             f"--mean, --std (now scale {preprocess.scale:g}, mean {preprocess.mean}, std {preprocess.std}) and the class order"
+            + (f" ({names}, ...)" if names else "")
         )
     _check_places(predicted, data, classifier.n_classes)
     return accuracy

@@ -101,7 +101,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "three means": (f"{MODEL} --mean .1,.2,.3", "mean: expected one number, or one for each of 1 channels, got 3"),
     "infinite mean": (f"{MODEL} --mean inf", "mean: expected finite numbers, got (inf,)"),
     "no std": (f"{MODEL} --std 0", "std: expected numbers > 0, got (0.0,)"),
-    "no steps": (f"{MODEL} --steps 0", "steps, batch, patience, stop: expected at least 1, got"),
+    "no steps": (f"{MODEL} --steps 0", "--steps: expected at least 1, got 0"),
     "unknown target": (
         f"{MODEL} --target 7",
         "--target: expected a class index from 0 to 6 or one of 0, 1, 2, 3, 4, 5, 6;",

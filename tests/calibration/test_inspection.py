@@ -267,6 +267,14 @@ def test_accuracy_near_chance_is_refused(classifier: Classifier, victim: Poisone
         inspect(classifier, shuffled, PREPROCESS, settings=SHORT, progress=False)
 
 
+def test_accuracy_near_chance_tells_the_class_order(classifier: Classifier, victim: Poisoned) -> None:
+    """Folders are classes in alphabetical order, which is not everyone's."""
+    rng = np.random.default_rng(0)
+    mixed = ImageSet(victim.defence.images, rng.permutation(victim.defence.labels), tuple("abcdefg"), "here")
+    with pytest.raises(DataError, match=r"and the class order \(0 = a, 1 = b, 2 = c, 3 = d, \.\.\.\)$"):
+        inspect(classifier, mixed, PREPROCESS, settings=SHORT, progress=False)
+
+
 def test_limit_of_the_accuracy() -> None:
     """A fifth of the way from chance to perfect: .2 + .16 for five classes."""
 
