@@ -296,7 +296,7 @@ def _method(options: argparse.Namespace) -> str:
 def _reached(inspection: Inspection) -> bool:
     """Whether a patch sent the images of any class to another: else the searches were too short to say a thing."""
     patches = [e for e in inspection.estimates if isinstance(e, PatchEstimate)]
-    return not patches or any(patch.norm < patch.mask.size for patch in patches)
+    return not patches or any(patch.reached for patch in patches)
 
 
 def _with_targets(inspection: Inspection, targets: tuple[int, ...] | None) -> Inspection:

@@ -12,6 +12,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+from inflight_edge._text import is_name
 from inflight_edge.errors import DataError
 from inflight_edge.images import IMAGE_SUFFIXES, read_image, read_npz
 from inflight_edge.preprocess import Preprocess
@@ -176,7 +177,7 @@ def _load_folder(path: Path, channels: int, class_names: Sequence[str] | None) -
 
 def check_names(names: Sequence[str], origin: str) -> None:
     """Raise DataError for a class name that a bundle does not take, before the long work."""
-    if odd := [name for name in names if not name or not name.isprintable()]:
+    if odd := [name for name in names if not is_name(name)]:
         raise DataError(f"{origin}: expected class names of printable characters, got {odd[0]!r}; rename it")
 
 

@@ -97,18 +97,19 @@ def judge(detector: Detector, data: ImageSet, *, label: str, progress: bool = Tr
     verdicts: list[Verdict] = []
     starts = range(0, len(data), batch)
     for start in tqdm(starts, desc=label, unit="batch", disable=not progress, leave=False):
-        unread: dict[int, Verdict] = {}
-        frames = []
-        for i in range(start, min(start + batch, len(data))):
-            try:
-                frames.append(data.images[i])
-            except DataError as error:
-                unread[i] = Verdict(Decision.INVALID, reason=str(error))
+        read = [_read(data, i) for i in range(start, min(start + batch, len(data)))]
+        frames = [frame for frame in read if not isinstance(frame, Verdict)]
         judged = iter(detector.run(frames) if frames else [])
-        verdicts += [
-            unread[i] if i in unread else next(judged) for i in range(start, start + len(frames) + len(unread))
-        ]
+        verdicts += [frame if isinstance(frame, Verdict) else next(judged) for frame in read]
     return verdicts
+
+
+def _read(data: ImageSet, i: int) -> NDArray[np.uint8] | Verdict:
+    """An image, or the verdict on one that cannot be read."""
+    try:
+        return data.images[i]
+    except DataError as error:
+        return Verdict(Decision.INVALID, reason=str(error))
 
 
 def evaluate(
@@ -127,9 +128,10 @@ def evaluate(
     clean_labels = [] if clean is None else clean.labels.tolist()
     trigger_labels = [] if triggered is None else triggered.labels.tolist()
     verdicts = [*clean_verdicts, *trigger_verdicts]
-    if verdicts and all(v.decision is Decision.INVALID for v in verdicts):
-        raise DataError(f"none of the frames could be judged: {verdicts[0].reason}")
-    if reasons := [v.reason for v in verdicts if v.decision is Decision.INVALID]:
+    reasons = [v.reason for v in verdicts if v.decision is Decision.INVALID]
+    if reasons and len(reasons) == len(verdicts):
+        raise DataError(f"none of the frames could be judged: {reasons[0]}")
+    if reasons:
         print(f"{len(reasons)} of {len(verdicts)} frames could not be judged; the first: {reasons[0]}", file=sys.stderr)
     guarded = set(detector.guards)
     negatives = [v for v, y in zip(clean_verdicts, clean_labels, strict=True) if y in guarded and v.predicted == y]
@@ -159,7 +161,7 @@ def evaluate(
         fpr_alpha05=fpr_alpha05,
         n_clean=len(negatives),
         n_triggered=len(positives),
-        n_invalid=sum(v.decision is Decision.INVALID for v in verdicts),
+        n_invalid=len(reasons),
     )
 
 

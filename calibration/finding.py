@@ -144,7 +144,7 @@ class Searcher:
             at_length = list(dict.fromkeys([*named, *targets]))
             if self.coarse and at_length:
                 for estimate in self.patches(at_length, [others[c] for c in at_length]):
-                    if estimate.norm < estimate.mask.size:  # it got there, as it should
+                    if estimate.reached:  # as it should
                         estimates[estimate.target] = estimate
             pooled = [(Finding(c, FOUND_BY[0], float(indices[c])), estimates[c]) for c in named]
             if not _by_pairs(self.n_classes):

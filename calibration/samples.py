@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from inflight_edge.calibration.features import extract
 from inflight_edge.calibration.model import Classifier
-from inflight_edge.calibration.reversal.estimates import Estimate, moved
+from inflight_edge.calibration.reversal.estimates import Estimate, answers, moved
 from inflight_edge.engines.onnxruntime import OnnxRuntimeEngine
 from inflight_edge.preprocess import Preprocess
 
@@ -216,5 +216,5 @@ def share(
     classifier: Classifier, pixels: NDArray[np.float32], expected: NDArray[np.int64] | int, preprocess: Preprocess
 ) -> float:
     """Share of images predicted as the class that is expected of all, or of each; those without finite logits are not."""
-    logits = extract(classifier, pixels, preprocess)[0]
-    return float(((logits.argmax(1) == expected) & np.isfinite(logits).all(axis=1)).mean())
+    logits = torch.from_numpy(extract(classifier, pixels, preprocess)[0])
+    return float((answers(logits).numpy() == expected).mean())

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inflight_edge._layout import PRECISIONS
+from inflight_edge._text import is_name
 from inflight_edge.errors import BundleError, OptionError
 from inflight_edge.guard import FloatArray, Guard, IntArray
 from inflight_edge.preprocess import Preprocess
@@ -134,7 +135,7 @@ class Bundle:
 
     def __post_init__(self) -> None:
         for name in (*self.class_names, self.feature_layer):
-            if not isinstance(name, str) or not name or not name.isprintable():
+            if not is_name(name):
                 raise BundleError(f"class names, feature layer: expected printable text, got {name!r}; rename it")
         if not self.model:
             raise BundleError("model: expected an ONNX file, got no bytes; export it again")

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["printable", "table"]
+__all__ = ["is_name", "printable", "table"]
+
+
+def is_name(text: object) -> bool:
+    """Whether a class or a layer may be called so: text that can be printed."""
+    return isinstance(text, str) and bool(text) and text.isprintable()
 
 
 def printable(text: str) -> str:

@@ -109,12 +109,12 @@ def perturbation_p_values(norms: Floats) -> Floats:
     for c in range(n_classes):
         null = np.delete(inverse, c, axis=1)
         null = null[np.isfinite(null)]
-        # The likelihood has no maximum where the location is free and the shape below 1: it is kept a tenth of the
-        # spread below the smallest value.
         largest, spread = np.nanmax(inverse[:, c]), null.std()
         if not spread > 1e-9 * null.max():  # all alike: no distribution to fit
             result[c] = 1.0 if largest <= null.max() else 0.0
             continue
+        # The likelihood has no maximum where the location is free and the shape below 1: it is kept a tenth of the
+        # spread below the smallest value.
         location = null.min() - 0.1 * spread - 1e-12
         shape, _, scale = gamma.fit(null, floc=location)
         # 1 - (1 - q)^n without the cancellation for small q; of q = 1, a class out of reach, it is 1.

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["AdditionEstimate", "Estimate", "Kind", "Logits", "PatchEstimate", "moved", "predicted"]
+__all__ = ["AdditionEstimate", "Estimate", "Kind", "Logits", "PatchEstimate", "answers", "moved", "predicted"]
 
 Logits = Callable[[Tensor], Tensor]
 Kind = Literal["patch", "addition"]
@@ -75,6 +75,11 @@ class PatchEstimate:
         """Always ``patch``."""
         return "patch"
 
+    @property
+    def reached(self) -> bool:
+        """Whether a mask reached the class: else the norm is that of all pixels."""
+        return self.norm < self.mask.size
+
     def embed(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Images (N, channels, H, W) in 0..255 with the patch blended in, rounded to 8-bit values."""
         blended: NDArray[np.float32] = np.rint(
@@ -133,6 +138,10 @@ def predicted(logits: Logits, pixels: NDArray[np.float32], batch: int = 256) -> 
     parts = []
     with torch.inference_mode():
         for start in range(0, len(pixels), batch):
-            output = logits(torch.from_numpy(pixels[start : start + batch] / np.float32(255.0)))
-            parts.append(output.argmax(1).where(output.isfinite().all(1), -1).numpy())
+            parts.append(answers(logits(torch.from_numpy(pixels[start : start + batch] / np.float32(255.0)))).numpy())
     return np.concatenate(parts)
+
+
+def answers(output: Tensor) -> Tensor:
+    """Class (N,) of the largest of logits (N, classes); -1 where one is not finite, for NaN is the largest of all."""
+    return output.argmax(1).where(output.isfinite().all(1), -1)

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from inflight_edge.calibration.reversal.estimates import Logits, PatchEstimate
+from inflight_edge.calibration.reversal.estimates import Logits, PatchEstimate, answers
 from inflight_edge.errors import DataError, ModelError, OptionError
 
-__all__ = ["Patch", "Search", "Settings", "arrived", "search_patches"]
+__all__ = ["Patch", "Search", "Settings", "search_patches"]
 
 CHUNK = 256  # images a pass of the classifier: more are no faster and take memory
 IMPROVEMENT = 0.99  # a mask below this share of the smallest so far is an improvement
@@ -171,11 +171,6 @@ def search_patches(
     return [state.result() for state in states]
 
 
-def arrived(output: Tensor, wanted: Tensor | int) -> Tensor:
-    """(N,) bool: whose largest logit is the wanted class's.  NaN is the largest of all, and gets nowhere."""
-    return (output.argmax(1) == wanted) & output.isfinite().all(1)
-
-
 def _update(logits: Logits, states: list[_State], settings: Settings) -> None:
     """Gradients of a few searches in one pass."""
     masks = torch.sigmoid(torch.stack([s.mask for s in states]))[:, None, None]
@@ -186,7 +181,7 @@ def _update(logits: Logits, states: list[_State], settings: Settings) -> None:
     wanted = torch.cat([wanted for _, wanted in batches])
     entropies = F.cross_entropy(output, wanted, reduction="none").reshape(len(states), -1).mean(1)
     norms = masks.sum((1, 2, 3, 4))
-    hits = arrived(output.detach(), wanted).reshape(len(states), -1).float().mean(1)
+    hits = (answers(output.detach()) == wanted).reshape(len(states), -1).float().mean(1)
     (entropies + torch.tensor([s.weight for s in states]) * norms).sum().backward()
     for state, hit, norm, mask, pattern in zip(
         states, hits.tolist(), norms.tolist(), masks.detach()[:, 0, 0], patterns.detach()[:, 0], strict=True

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from inflight_edge.calibration.reversal.estimates import Logits
-from inflight_edge.calibration.reversal.neural_cleanse import CHUNK, Search, arrived
+from inflight_edge.calibration.reversal.estimates import Logits, answers
+from inflight_edge.calibration.reversal.neural_cleanse import CHUNK, Search
 from inflight_edge.errors import DataError, OptionError
 
 __all__ = ["Addition", "AdditionSettings", "search_additions"]
@@ -91,7 +91,7 @@ def search_additions(
             for i, part in zip(group, parts, strict=True):
                 target = torch.full((len(part),), searches[i].target)
                 losses.append(F.cross_entropy(part, target))
-                reached[i] = float(arrived(part.detach(), target).float().mean()) >= settings.success
+                reached[i] = float((answers(part.detach()) == target).float().mean()) >= settings.success
             open_ones = [k for k, i in enumerate(group) if not reached[i] and steps[i] < settings.steps]
             if not open_ones:
                 continue
@@ -143,6 +143,6 @@ def _shortened(logits: Logits, pool: Tensor, target: int, short: Tensor, long: T
         for _ in range(5):
             middle = (low + high) / 2
             v = torch.lerp(short, long, middle)
-            hit = float(arrived(logits((pool + v).clamp(0, 1)), target).float().mean())
+            hit = float((answers(logits((pool + v).clamp(0, 1))) == target).float().mean())
             low, high = (low, middle) if hit >= success else (middle, high)
     return torch.lerp(short, long, high)

@@ -140,7 +140,10 @@ def test_data_that_does_not_fit(classifier: Classifier, inspection: Inspection, 
     with pytest.raises(DataError, match="class 2 has 0 images, expected at least 3 of each of the model's 7 classes"):
         calibrate(classifier, few, inspection, progress=False)
     order = np.argsort(victim.defence.labels, kind="stable").reshape(N_CLASSES, -1)[:, :2].ravel()
-    with pytest.raises(DataError, match="class 0 has 2 images, expected at least 3 of each of the model's 7 classes"):
+    message = (
+        r"class 0 has 2 images, expected at least 3 of each of the model's 7 classes \(columns .*\); add clean images"
+    )
+    with pytest.raises(DataError, match=message):
         calibrate(classifier, victim.defence.subset(order), inspection, progress=False)
     wrong = replace(inspection, preprocess=replace(PREPROCESS, scale=1e-6))
     with pytest.raises(DataError, match=r"of these images right \(chance: 14\.3%\); check --scale, --mean, --std"):

@@ -393,7 +393,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "other pixels": (
         lambda: export(shaken(FlatMLP(100)), torch.zeros(2, 100), free=BATCH_FREE),
-        r"model: expected images of 100 values, which it takes as one row, got .* \(2, 16, 16\)",
+        r"model: expected images of 100 values, which it takes as one row, got images of \(channels, height, width\) "
+        r"\(2, 16, 16\); give images of the network's own size and channels",
     ),
     "float64": (
         lambda: export(shaken(Residual()).double(), ZEROS.double(), free=BATCH_FREE),
